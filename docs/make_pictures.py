@@ -1,0 +1,102 @@
+"""Run the notebooks that keep their pictures, and draw the README's: python docs/make_pictures.py
+
+Rewrites nbs/index.ipynb and nbs/90_eval_stfpm.ipynb in place with fresh outputs, and
+docs/images/demo_sheet.png. The demo set is the only source of pictures.
+"""
+
+import os
+import sys
+from base64 import b64decode, b64encode
+from io import BytesIO
+from pathlib import Path
+
+import nbformat
+from nbconvert.preprocessors import ExecutePreprocessor
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from PIL import Image
+
+from anomaly_detection.cli import DEMO_WORDS, run_words
+from anomaly_detection.config import atomic_path
+from anomaly_detection.plots import plot_sheet
+from anomaly_detection.predictions import Predictions
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ("90_eval_stfpm", "index")
+README_PICTURE = ROOT / "docs" / "images" / "demo_sheet.png"
+
+
+def is_kept(output: dict) -> bool:
+    """True for a picture, a table or a printed line; not for widgets and what goes to stderr."""
+    if output.output_type == "stream":
+        return output.name == "stdout"
+    return not any("jupyter.widget" in kind for kind in output.data)
+
+
+def shrink(picture: bytes, width: int = 720) -> bytes:
+    """Return a PNG at most `width` pixels wide and in 256 colours."""
+    image = Image.open(BytesIO(picture)).convert("RGB")
+    if image.width > width:
+        size = (width, round(image.height * width / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.quantize(256, Image.Quantize.FASTOCTREE).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def run_notebook(path: Path) -> None:
+    """Execute a notebook and store it with its outputs, without state of a widget or a machine."""
+    notebook = nbformat.read(path, as_version=4)
+    runner = ExecutePreprocessor(timeout=600, store_widget_state=False)
+    runner.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if is_kept(output)]
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    small = shrink(b64decode(output.data["image/png"]))
+                    output.data["image/png"] = b64encode(small).decode()
+    clean_nb(notebook, clean_ids=get_config(path=ROOT).clean_ids)
+    with atomic_path(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def typical_rows(predictions: Predictions) -> list[int]:
+    """Return the test image of median score of each kind, the good ones first."""
+    kinds = sorted(set(predictions.defect_type) - {"good"})
+    rows = []
+    for kind in ("good", *kinds):
+        same = [
+            row
+            for row, found in enumerate(predictions.defect_type)
+            if found == kind and predictions.split[row] == "test"
+        ]
+        rows.append(sorted(same, key=predictions.score.__getitem__)[len(same) // 2])
+    return rows
+
+
+def draw_readme_picture(path: Path) -> None:
+    """Draw what `ad demo` found, one image of each kind."""
+    run = run_words([*DEMO_WORDS, "trainer.progress=false"])
+    figure = plot_sheet(
+        run.predictions, typical_rows(run.predictions), run.metrics["image_threshold"]
+    )
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(shrink(buffer.getvalue(), width=900))
+
+
+def main() -> None:
+    """Do all of it, in the repository's own folders."""
+    stray = [name for name in os.environ if name.startswith("AD_PATHS_")]
+    if stray:
+        sys.exit(f"unset {', '.join(stray)}: the kept outputs show the default folders")
+    os.chdir(ROOT)
+    for name in NOTEBOOKS:
+        run_notebook(ROOT / "nbs" / f"{name}.ipynb")
+    draw_readme_picture(README_PICTURE)
+
+
+if __name__ == "__main__":
+    main()
