@@ -1,0 +1,141 @@
+"""Small images for the recorded references: integers alone, so every machine makes the same pixels.
+
+Nothing here is drawn by a random generator whose stream a library may change: a hash of (image,
+layer, cell) gives a lattice of values, which is interpolated with integer arithmetic into a smooth
+texture over regular stripes. The size is not the model's, so that resizing with antialias is part
+of what is compared.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .jobs import sample
+
+SIZE = 160
+TRAIN_COUNT = 12
+TEST_DEFECTS = ("good", "blob", "good", "scratch", "hole", "stain")
+# (cells per side, weight) of the texture's layers
+LAYERS = ((5, 3), (10, 2), (20, 1), (40, 1))
+
+
+def hashed(seed: int, count: int) -> np.ndarray:
+    """`count` values 0..255 that depend on `seed` alone (SplitMix64, wrapping 64-bit integers)."""
+    with np.errstate(over="ignore"):
+        state = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B1)
+        state = state * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(56)).astype(np.int64)
+
+
+def smooth_layer(seed: int, cells: int) -> np.ndarray:
+    """A (SIZE, SIZE) texture 0..255: hashed values on a lattice, bilinear between, in integers."""
+    lattice = hashed(seed, (cells + 1) ** 2).reshape(cells + 1, cells + 1)
+    position = np.arange(SIZE, dtype=np.int64) * cells * 256 // SIZE
+    cell, part = position // 256, position % 256
+    rows = lattice[cell] * (256 - part)[:, None] + lattice[cell + 1] * part[:, None]
+    mixed = rows[:, cell] * (256 - part)[None, :] + rows[:, cell + 1] * part[None, :]
+    return mixed // 65536
+
+
+def texture(seed: int) -> np.ndarray:
+    """One normal image (SIZE, SIZE, 3) uint8: diagonal stripes under smooth noise of its own."""
+    row, column = np.mgrid[0:SIZE, 0:SIZE]
+    stripes = np.abs((row + 2 * column) % 64 - 32) * 3
+    channels = []
+    for channel in range(3):
+        noise = np.zeros((SIZE, SIZE), dtype=np.int64)
+        for index, (cells, weight) in enumerate(LAYERS):
+            noise += weight * smooth_layer(1000 * seed + 10 * channel + index, cells)
+        total = sum(weight for _, weight in LAYERS)
+        channels.append(60 + stripes // (channel + 1) + noise * 90 // (255 * total))
+    return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def defect_mask(kind: str) -> np.ndarray:
+    """Where a defect lies, (SIZE, SIZE) bool."""
+    row, column = np.mgrid[0:SIZE, 0:SIZE]
+    if kind == "blob":
+        return (row - 60) ** 2 + (column - 100) ** 2 < 14**2
+    if kind == "scratch":
+        return (np.abs(row - column // 2 - 40) < 3) & (column > 30) & (column < 130)
+    if kind == "hole":
+        return (np.abs(row - 110) < 12) & (np.abs(column - 50) < 9)
+    return (row - 90) ** 2 // 4 + (column - 80) ** 2 < 18**2
+
+
+def with_defect(image: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Plant a defect; returns the image and its mask."""
+    mask = defect_mask(kind)
+    colours = {
+        "blob": (230, 225, 40),
+        "scratch": (250, 250, 250),
+        "hole": (5, 5, 10),
+        "stain": (90, 60, 40),
+    }
+    changed = image.copy()
+    if kind == "stain":
+        changed[mask] = changed[mask] // 2 + np.array(colours[kind], dtype=np.uint8) // 2
+    else:
+        changed[mask] = colours[kind]
+    return changed, mask
+
+
+def make_images(folder: Path) -> dict[str, list[dict]]:
+    """Write the images (PNG, lossless) into `folder`; returns a job's `train` and `test` lists."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = [], []
+    for index in range(TRAIN_COUNT):
+        path = folder / f"train_{index:02d}.png"
+        Image.fromarray(texture(index)).save(path)
+        train.append(sample(path, 0))
+    for index, kind in enumerate(TEST_DEFECTS):
+        image, mask_path = texture(100 + index), None
+        path = folder / f"test_{index:02d}_{kind}.png"
+        if kind != "good":
+            image, mask = with_defect(image, kind)
+            mask_path = folder / f"mask_{index:02d}_{kind}.png"
+            Image.fromarray(mask.astype(np.uint8) * 255).save(mask_path)
+        Image.fromarray(image).save(path)
+        test.append(sample(path, int(kind != "good"), mask_path))
+    return {"train": train, "test": test}
+
+
+def pixels_digest(folder: Path) -> str:
+    """sha256 of the decoded pixels of all PNG files in `folder`: the same on every machine."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.png")):
+        digest.update(f"{path.name}\n".encode())
+        digest.update(np.asarray(Image.open(path)).tobytes())
+    return digest.hexdigest()
+
+
+def make_natural_images(folder: Path, count: int = 5) -> Path:
+    """Write a stand-in for Imagenette2, coloured textures in class folders; returns the folder."""
+    for index in range(count):
+        path = folder / "train" / f"class{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - texture(200 + index)).save(path)
+    return folder
+
+
+def make_teacher(path: Path, channels: int) -> Path:
+    """Write EfficientAD's small teacher with hashed weights, alike on every machine."""
+    import torch
+
+    shapes = ((128, 3, 4), (256, 128, 4), (256, 256, 3), (channels, 256, 4))
+    tensors = {}
+    for index, (outputs, inputs, side) in enumerate(shapes):
+        size = inputs * side * side
+        values = hashed(300 + index, outputs * size).reshape(outputs, inputs, side, side)
+        # As wide as convolutions need to keep the variance of what they get.
+        scaled = (values - 127.5) / 127.5 * (6 / size) ** 0.5
+        tensors[f"conv{index + 1}.weight"] = torch.from_numpy(scaled.astype(np.float32))
+        tensors[f"conv{index + 1}.bias"] = torch.zeros(outputs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+    return path

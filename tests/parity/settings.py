@@ -1,0 +1,134 @@
+"""What each model is compared with: one entry a recipe; a new recipe adds one here and records it.
+
+`model_kwargs` are the arguments of Anomalib's class; they name the embedded backbone, the one set
+of weights that is always there. `small` and `real` change the job for the recorded images and for
+real images.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples
+from .make_environment import environment_folder
+from .reference_images import make_images
+
+DINO = "vit_small_patch14_dinov2"
+TINY_DINO = "vit_tiny_patch16_dinov3_qkvb"
+THREE_LAYERS = ["blocks.1", "blocks.2", "blocks.4"]
+SMALL = {"image_size": [128, 128], "batch_size": 4, "seed": 0, "threads": 1}
+REAL = {"image_size": [256, 256], "batch_size": 32, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one model is compared."""
+
+    model_kwargs: dict = field(default_factory=dict)
+    job: dict = field(default_factory=dict)
+    small: dict = field(default_factory=dict)
+    real: dict = field(default_factory=dict)
+    # Further sizes for the recorded run, where the real ones would make tiny images meaningless.
+    small_kwargs: dict = field(default_factory=dict)
+    # Where the weights of each backbone come from; "random" are those of the seed, on both sides.
+    weights: dict = field(default_factory=lambda: {EMBEDDED_BACKBONE: "embedded"})
+    # Arguments of the recipe alone, such as reference="anomalib".
+    recipe_kwargs: dict = field(default_factory=dict)
+    # Makes further files in the images' folder; returns what the job says of them.
+    prepare: Callable[[Path, dict], dict] | None = None
+    # Train on so few images only, and validate with the last ones of the training list.
+    train_count: int | None = None
+    validation_count: int = 0
+
+
+MODELS: dict[str, Settings] = {
+    # Thinned, so that both sides must draw the same numbers.
+    "anomaly_dino": Settings(
+        {"encoder_name": DINO, "coreset_subsampling": True},
+        real={"image_size": [126, 126]},
+        small={"image_size": [112, 112]},
+        weights={DINO: "random"},
+    ),
+    "cfa": Settings(
+        {"backbone": "resnet18"},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64]},
+        weights={"resnet18": "random"},
+    ),
+    "dfkde": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
+        # The recorded run has 12 training images; more components need more images.
+        small_kwargs={"n_pca_components": 6},
+        recipe_kwargs={"reference": "anomalib"},
+    ),
+    "dfm": Settings({"backbone": EMBEDDED_BACKBONE, "layer": "blocks.4"}),
+    # The crop to 224 pixels is fixed, so 224 is the smallest size.
+    "mh_patchcore": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.2", "blocks.4"]},
+        job={"max_epochs": 3},
+        small={"image_size": [224, 224]},
+        small_kwargs={"memory_bank_size": 100, "local_coreset_size": 50},
+    ),
+    "padim": Settings({"backbone": EMBEDDED_BACKBONE, "layers": THREE_LAYERS, "n_features": 100}),
+    "patchcore": Settings(
+        {
+            "backbone": EMBEDDED_BACKBONE,
+            "layers": ["blocks.2", "blocks.4"],
+            "coreset_sampling_ratio": 0.01,
+        },
+        small_kwargs={"coreset_sampling_ratio": 0.02},
+    ),
+    "rad": Settings(
+        {"backbone": TINY_DINO, "k_image": 5},
+        job={"pre_processor": {"center_crop_size": [96, 96]}},
+        real={"image_size": [112, 112]},
+        small={"image_size": [112, 112]},
+        weights={TINY_DINO: "random"},
+    ),
+    # The student's training is chaotic: with three layers a change in the last bit of a pixel moves
+    # the third loss by 1e-3, so such a record would hold on one kind of processor only. One layer
+    # at 64 pixels trains smoothly (1e-6); the three layers are compared live, on one machine.
+    "stfpm": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "layers": THREE_LAYERS},
+        job={"max_epochs": 2},
+        small={"image_size": [64, 64]},
+        small_kwargs={"layers": ["blocks.0"]},
+    ),
+    # Four overlapping windows.
+    "super_add": Settings(
+        {
+            "backbone": TINY_DINO,
+            "layers": [3, 5, 8, 10],
+            "patch_size": 96,
+        },
+        real={"image_size": [128, 128]},
+        small={"image_size": [128, 128]},
+        weights={TINY_DINO: "random"},
+    ),
+}
+
+
+def make_job(name: str, samples: dict[str, list[dict]], small: bool, folder: Path) -> dict:
+    """The job of a model on given images; `folder` takes further files where it needs some."""
+    settings = MODELS[name]
+    kwargs = settings.model_kwargs | (settings.small_kwargs if small else {})
+    common, own = (SMALL, settings.small) if small else (REAL, settings.real)
+    job = {"model": name, "weights": settings.weights, **common, **settings.job, **own, **samples}
+    if settings.validation_count:
+        job["validation"] = samples["train"][-settings.validation_count :]
+    if settings.train_count:
+        job["train"] = samples["train"][: settings.train_count]
+    further = settings.prepare(folder, kwargs) if settings.prepare else {}
+    return complete_job(deepcopy(job | {"model_kwargs": kwargs} | further))
+
+
+def small_job(name: str, folder: Path) -> dict:
+    """The recorded run: generated images, written to `folder`, at 128 pixels."""
+    return make_job(name, make_images(folder), small=True, folder=folder)
+
+
+def real_job(name: str, category: Path, every: int = 1) -> dict:
+    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image."""
+    samples = {split: images[::every] for split, images in mvtec_samples(category).items()}
+    return make_job(name, samples, small=False, folder=environment_folder() / "files" / name)
