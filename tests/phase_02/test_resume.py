@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from anomaly_detection.checkpoint import has_checkpoint, load_checkpoint
+from anomaly_detection.checkpoint import checkpoint_info, load_checkpoint
 
 PROGRAM = """
 import sys, time
@@ -49,9 +49,8 @@ def wait_for_checkpoint(folder: Path, epoch: int) -> Path:
     """Return the checkpoint folder once its fit has finished an epoch."""
     for _ in range(1200):
         for index in folder.rglob("checkpoint.json"):
-            parent = index.parent
-            if has_checkpoint(parent) and load_checkpoint(parent).info["epochs"] == epoch:
-                return parent
+            if checkpoint_info(index.parent)["epochs"] == epoch:
+                return index.parent
         time.sleep(0.1)
     raise TimeoutError("no checkpoint appeared")
 
