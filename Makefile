@@ -25,10 +25,10 @@ test-slow: $(VENV)/.installed-dev
 	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS) --flags slow
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup --slow
 
-# Real Anomalib beside ours, in a second environment that is made on the first call
+# Real Anomalib beside ours, in a second environment that is made on the first call; writes
+# docs/parity.md. make parity MODELS=padim,stfpm for some
 parity: $(VENV)/.installed-dev
-	$(BIN)/python tests/parity/make_environment.py
-	OMP_NUM_THREADS= $(BIN)/python -m pytest tests/parity --slow -s
+	OMP_NUM_THREADS= $(BIN)/python -m tests.parity.report $(MODELS)
 
 lab: $(VENV)/.installed-dev
 	OMP_NUM_THREADS= $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

@@ -75,8 +75,12 @@ def run_apart(python: str | Path, module: str, job: dict, output: Path) -> dict[
     return load_result(output)
 
 
-def run_reference(job: dict, environment: Path | None = None) -> dict[str, Any]:
-    """The numbers of Anomalib's own Engine; a job that has been run is read from the cache."""
+def run_reference(
+    job: dict, environment: Path | None = None, fresh: bool = False
+) -> dict[str, Any]:
+    """The numbers of Anomalib's own Engine; a job that has been run is read from the cache, unless
+    `fresh`.
+    """
     job = complete_job(job)
     environment = environment or find_environment()
     if environment is None:
@@ -84,7 +88,7 @@ def run_reference(job: dict, environment: Path | None = None) -> dict[str, Any]:
             "no second environment; run: python tests/parity/make_environment.py"
         )
     output = cache_folder() / f"{job['model']}-{job_hash(job, environment)}.npz"
-    if output.is_file():
+    if output.is_file() and not fresh:
         return load_result(output)
     return run_apart(environment_python(environment), "parity.reference_run", job, output)
 

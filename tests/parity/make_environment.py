@@ -128,6 +128,12 @@ def make_environment(folder: Path | None = None) -> Path:
     folder = folder or environment_folder()
     stamp = folder / STAMP
     wanted = fingerprint()
+    absent = sorted(set(SHARED) - set(wanted["shared"]))
+    if absent:
+        raise SystemExit(
+            f"{sys.executable} has no {', '.join(absent)}: run this program with the product's "
+            "Python, .venv/bin/python"
+        )
     if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
         return folder
     if folder.exists() and not (folder / "pyvenv.cfg").is_file():
