@@ -149,7 +149,9 @@ class TrainerConfig:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps …")
     precision: str = setting("fp32", "arithmetic", choices=("fp32", "bf16", "fp16"))
     shuffle: bool = setting(True, "new order of the images in each epoch (gradient recipes)")
-    num_workers: int = setting(0, "processes that read images", minimum=0)
+    num_workers: int | None = setting(
+        None, "threads that read images; null: as many as PyTorch computes with", minimum=0
+    )
     gradient_clip: float | None = setting(None, "largest global norm; 0 is off", minimum=0)
     accumulate: int = setting(1, "batches an optimizer step", minimum=1)
     validate_every: int = setting(1, "epochs between two looks at the held-out normals", minimum=1)
@@ -476,7 +478,7 @@ def config_hash(config: DictConfig) -> str:
     """Return eight hexadecimal digits that name what a config computes."""
     plain = OmegaConf.to_container(config, resolve=True)
     del plain["paths"], plain["overwrite"]
-    for name in ("progress", "tensorboard"):
+    for name in ("progress", "tensorboard", "num_workers"):
         del plain["trainer"][name]
     plain["dataset"]["root"] = str(Path(dataset_root(config)).resolve())
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]

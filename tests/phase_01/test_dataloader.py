@@ -1,5 +1,7 @@
 """Batches: what they hold, in which order they come, and what is said about a broken file."""
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +205,50 @@ def test_real_masks(real_set, name: str, folder: str, category: str) -> None:
     # Nearly every defect of these sets is large enough to survive the nearest pixel at this size.
     assert len(seen) == sum(record.label for record in data.test)
     assert sum(seen) > 0.9 * len(seen)
+
+
+def test_the_next_batch_is_read_while_the_first_is_used(records: list[ImageRecord]) -> None:
+    loader = make_loader(records, SMALL, 4, num_workers=2)
+    read, second = [], threading.Event()
+    original = loader.read
+
+    def noted(position: int) -> Batch:
+        batch = original(position)
+        read.append(position)
+        if set(range(8)) <= set(read):
+            second.set()
+        return batch
+
+    loader.read = noted
+    batches = iter(loader)
+    assert next(batches).index.tolist() == [0, 1, 2, 3]
+    assert second.wait(timeout=30), read
+    # One batch ahead, not the whole epoch
+    assert max(read) < 8
+    assert [batch.index.tolist() for batch in batches] == [[4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_readers_compute_on_one_core_and_leave_the_callers_threads(
+    records: list[ImageRecord],
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in make_loader(records, SMALL, 2, num_workers=2):
+            assert torch.get_num_threads() == 2
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert torch.get_num_threads() == 2 and later == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread(records: list[ImageRecord]) -> None:
+    for _ in make_loader(records, SMALL, 1, num_workers=2):
+        break
+    deadline = time.monotonic() + 30
+    while any(thread.name.startswith("reader") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
