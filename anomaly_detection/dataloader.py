@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .config import UserError
 from .datasets import DatasetError, ImageRecord
 from .transforms import Transform
 
