@@ -33,6 +33,8 @@ class Settings:
     small_kwargs: dict = field(default_factory=dict)
     # Where the weights of each backbone come from; "random" are those of the seed, on both sides.
     weights: dict = field(default_factory=lambda: {EMBEDDED_BACKBONE: "embedded"})
+    # True where even the small run takes a minute or gigabytes: left out of the default tests.
+    slow: bool = False
     # Arguments of the recipe alone, such as reference="anomalib".
     recipe_kwargs: dict = field(default_factory=dict)
     # Makes further files in the images' folder; returns what the job says of them.
@@ -40,8 +42,6 @@ class Settings:
     # Train on so few images only, and validate with the last ones of the training list.
     train_count: int | None = None
     validation_count: int = 0
-    # True where even the small run takes a minute or gigabytes: left out of the default tests.
-    slow: bool = False
 
 
 MODELS: dict[str, Settings] = {
