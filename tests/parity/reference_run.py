@@ -25,6 +25,7 @@ from pathlib import Path  # noqa: E402
 
 START = time.perf_counter()
 
+import huggingface_hub  # noqa: E402
 import lightning  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
@@ -35,6 +36,7 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset  # noqa: E402
 from anomalib.engine import Engine  # noqa: E402
 from anomalib.models import AnomalibModule  # noqa: E402
 from anomalib.post_processing import PostProcessor  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from torchvision.models import WeightsEnum  # noqa: E402
 
@@ -84,6 +86,30 @@ def use_local_weights(weights: dict[str, str]) -> None:
     if "random" in weights.values():
         # torchvision's builders ask this before they look for a file.
         WeightsEnum.verify = classmethod(lambda kind, chosen: None)
+
+
+def use_local_hub(weights: dict[str, str], scratch: Path) -> None:
+    """Make Hugging Face's download return the job's file of a repository.
+
+    For "random" it is a file without tensors, and loading no tensors leaves a module as it is.
+    """
+    original, load_state_dict = huggingface_hub.hf_hub_download, torch.nn.Module.load_state_dict
+    empty = scratch / "empty.safetensors"
+    save_file({}, empty)
+
+    def local_file(repo_id: str, *arguments: object, **named: object) -> str:
+        if repo_id not in weights:
+            raise ValueError(f"the job names no weights for the repository '{repo_id}'")
+        return str(empty) if weights[repo_id] == "random" else weights[repo_id]
+
+    def load_unless_empty(module: torch.nn.Module, state: dict, *rest: object, **named: object):
+        return load_state_dict(module, state, *rest, **(named if state else {"strict": False}))
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("hf_hub_download") is original:
+            module.hf_hub_download = local_file
+    if "random" in weights.values():
+        torch.nn.Module.load_state_dict = load_unless_empty
 
 
 class ListedImages(AnomalibDataset):
@@ -266,6 +292,7 @@ def run_stages(job: dict, folder: Path) -> tuple[Recorder, AnomalibModule, dict]
         clock[0] = time.perf_counter()
 
     use_local_weights(job["weights"])
+    use_local_hub(job["weights"], folder)
     stage("import")
     model = build(job, recorder)
     initial = (

@@ -33,6 +33,8 @@ class Settings:
     small_kwargs: dict = field(default_factory=dict)
     # Where the weights of each backbone come from; "random" are those of the seed, on both sides.
     weights: dict = field(default_factory=lambda: {EMBEDDED_BACKBONE: "embedded"})
+    # True where even the small run takes a minute or gigabytes: left out of the default tests.
+    slow: bool = False
     # Arguments of the recipe alone, such as reference="anomalib".
     recipe_kwargs: dict = field(default_factory=dict)
     # Makes further files in the images' folder; returns what the job says of them.
@@ -49,6 +51,14 @@ MODELS: dict[str, Settings] = {
         real={"image_size": [126, 126]},
         small={"image_size": [112, 112]},
         weights={DINO: "random"},
+    ),
+    # Random weights of the seed; the class has no smaller variant, but its image can be small.
+    "anomalyvfm": Settings(
+        small={"image_size": [64, 64]},
+        real={"image_size": [96, 96], "batch_size": 4},
+        weights={"MaticFuc/anomalyvfm_radio": "random"},
+        train_count=1,
+        slow=True,
     ),
     "cfa": Settings(
         {"backbone": "resnet18"},

@@ -14,6 +14,11 @@ from .reference_images import make_images, pixels_digest
 from .settings import MODELS, small_job
 
 RECORDS = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+# Models to build and run
+RUNS = [
+    pytest.param(name, marks=pytest.mark.slow if MODELS[name].slow else ())
+    for name in sorted(RECORDS.keys() & MODELS)
+]
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +49,7 @@ def test_the_record_belongs_to_the_settings(name: str, images: Path) -> None:
     assert RECORDS[name].stat().st_size < 100_000
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", RUNS)
 def test_initial_weights(name: str, images: Path) -> None:
     """The same seed builds the same weights; a draw between seed and build would show here."""
     record = read(name)
@@ -55,7 +60,7 @@ def test_initial_weights(name: str, images: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_recipe_equals_anomalib(name: str, images: Path) -> None:
     record = read(name)
     result = run_job(placed_job(record["job"], images))
