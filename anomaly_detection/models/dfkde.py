@@ -79,6 +79,7 @@ class DfkdeTrainer(CollectTrainer):
 
     name: ClassVar[str] = "dfkde"
     Config: ClassVar[type] = DfkdeConfig
+    channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     has_map: ClassVar[bool] = False
     check_words: ClassVar[tuple[str, ...]] = (

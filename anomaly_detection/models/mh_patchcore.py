@@ -41,6 +41,7 @@ class MhPatchcoreTrainer(CollectTrainer):
     name: ClassVar[str] = "mh_patchcore"
     Config: ClassVar[type] = MhPatchcoreConfig
     transform: ClassVar[Transform] = Transform(image_size=(256, 256), center_crop=(224, 224))
+    channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 3}
     passes: ClassVar[int] = 3
     check_words: ClassVar[tuple[str, ...]] = (

@@ -66,6 +66,7 @@ class PadimTrainer(CollectTrainer):
 
     name: ClassVar[str] = "padim"
     Config: ClassVar[type] = PadimConfig
+    channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     check_words: ClassVar[tuple[str, ...]] = (
         "model.backbone=tf_efficientnet_lite0",

@@ -45,6 +45,7 @@ class PatchcoreTrainer(CollectTrainer):
 
     name: ClassVar[str] = "patchcore"
     Config: ClassVar[type] = PatchcoreConfig
+    channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     check_words: ClassVar[tuple[str, ...]] = (
         "model.backbone=tf_efficientnet_lite0",
