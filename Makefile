@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow parity lab lint pictures clean
+.PHONY: demo test test-slow parity bench lab lint pictures clean
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS= $(BIN)/ad demo
@@ -29,6 +29,10 @@ test-slow: $(VENV)/.installed-dev
 # docs/parity.md. make parity MODELS=padim,stfpm for some
 parity: $(VENV)/.installed-dev
 	OMP_NUM_THREADS= $(BIN)/python -m tests.parity.report $(MODELS)
+
+# Time and memory beside real Anomalib; writes docs/benchmarks.md. make bench BENCH=padim,coreset
+bench: $(VENV)/.installed-dev
+	OMP_NUM_THREADS= $(BIN)/python -m tests.bench.report $(BENCH)
 
 lab: $(VENV)/.installed-dev
 	OMP_NUM_THREADS= $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

@@ -1,0 +1,1 @@
+"""Time and memory of the product beside real Anomalib: make bench."""

@@ -1,0 +1,290 @@
+"""Time and memory of the product beside real Anomalib: python -m tests.bench.report [WHAT ...]
+
+Every ratio is ours over Anomalib's, the median of pairs that ran one after the other. Writes
+docs/benchmarks.md and docs/benchmarks.json; rows that were not asked for stay as they are.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anomaly_detection.config import atomic_path, load_config, text_table
+from anomaly_detection.coreset import project
+from anomaly_detection.datasets import open_dataset
+from anomaly_detection.models import create_trainer
+from anomaly_detection.predictions import Predictions
+from anomaly_detection.trainer import software_versions
+from tests.parity.make_environment import ROOT, environment_python, make_environment
+
+from .measure import Measured, Pair, inner, pairs, start
+
+SIDE = 900
+EMBEDDED = "tf_efficientnet_lite0"
+MODELS = {
+    "padim": {"layers": ["blocks.1", "blocks.2", "blocks.4"], "n_features": 100},
+    "patchcore": {"layers": ["blocks.2", "blocks.4"], "coreset_sampling_ratio": 0.01},
+    "stfpm": {"layers": ["blocks.1", "blocks.2", "blocks.4"]},
+}
+EPOCHS = {"stfpm": 2}
+NEIGHBOURS = 300
+AD = Path(sys.executable).with_name("ad")
+
+
+class Bench:
+    """What the benchmarks share: folders, the second environment, the number of pairs."""
+
+    def __init__(self, scratch: Path, count: int, workers: int) -> None:
+        self.scratch = scratch
+        self.count = count
+        self.workers = workers
+        self.anomalib_python = environment_python(make_environment())
+
+    def large_bottle(self) -> Path:
+        """The bottle category upscaled to the size of the original images; returns its root."""
+        root = self.scratch / "mvtec"
+        source = Path(load_config().paths.datasets) / "mvtec" / "bottle"
+        open_dataset("mvtec", root=source.parent, category="bottle")
+        for path in sorted(source.rglob("*.png")):
+            target = root / "bottle" / path.relative_to(source)
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mask = "ground_truth" in path.parts
+            image = Image.open(path)
+            method = Image.Resampling.NEAREST if mask else Image.Resampling.BICUBIC
+            with atomic_path(target) as temporary:
+                image.resize((SIDE, SIDE), method).save(temporary)
+        return root
+
+    def anomalib(self, **order: Any) -> Callable[[], Callable[[], Measured]]:
+        """Return what starts Anomalib's side."""
+        command = [self.anomalib_python, "-m", "bench.anomalib_run", json.dumps(order)]
+        return partial(start, command, PYTHONPATH=str(ROOT / "tests"))
+
+    def product(self, **order: Any) -> Callable[[], Callable[[], Measured]]:
+        """Return what starts our side."""
+        command = [sys.executable, "-m", "bench.product_run", json.dumps(order)]
+        return partial(start, command, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+
+    def train(self, model: str, *words: str) -> Callable[[], Callable[[], Measured]]:
+        """Return what starts `ad train` with the settings that Anomalib gets."""
+        said = [f"model={model}", f"model.backbone={EMBEDDED}"]
+        for name, value in MODELS[model].items():
+            text = ",".join(value) if isinstance(value, list) else value
+            said.append(f"model.{name}={text}")
+        said += [f"dataset.root={self.large_bottle()}", "dataset=mvtec", "category=bottle"]
+        said += [f"trainer.max_epochs={EPOCHS.get(model, 1)}", "dataset.held_out=0"]
+        said += ["overwrite=true", "trainer.progress=false", "trainer.device=cpu", *words]
+        command = [AD, "train", *said]
+        command += [f"paths.outputs={self.scratch / 'outputs'}"]
+        return partial(start, command)
+
+    def compare(self, what: str, ours: Callable, theirs: Callable, note: str) -> dict[str, Any]:
+        """Measure whole processes in pairs; returns a row."""
+        pair = pairs(lambda: ours()(), lambda: theirs()(), self.count)
+        return self.row(what, pair, note)
+
+    def row(self, what: str, pair: Pair, note: str) -> dict[str, Any]:
+        """One line of the table."""
+        return {
+            "what": what,
+            "ours": round(pair.ours, 3),
+            "anomalib": round(pair.theirs, 3),
+            "ratio": round(pair.ratio, 4),
+            "memory_ratio": None if pair.memory_ratio is None else round(pair.memory_ratio, 3),
+            "note": note,
+            "versions": software_versions(),
+            "machine": machine(),
+            "date": date.today().isoformat(),
+        }
+
+
+def machine() -> str:
+    """What it ran on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def bench_model(bench: Bench, name: str) -> list[dict[str, Any]]:
+    """Fit and evaluate one model, whole processes."""
+    kwargs = MODELS[name] | {"backbone": EMBEDDED}
+    epochs = EPOCHS.get(name, 1)
+    theirs = bench.anomalib(
+        what="fit",
+        model=name,
+        kwargs=kwargs,
+        root=str(bench.large_bottle()),
+        epochs=epochs,
+        workers=bench.workers,
+    )
+    note = f"{SIDE} px bottle, 209 + 83 images, {epochs} epoch(s), {bench.workers} loader workers"
+    return [bench.compare(f"{name} fit + evaluate", bench.train(name), theirs, note)]
+
+
+def bench_coreset(bench: Bench) -> list[dict[str, Any]]:
+    """A tenth of 200,000 x 295 real features; Anomalib chooses some hundred, the rest is
+    extrapolated.
+    """
+    folder = str(bench.scratch)
+    features = project(bottle_features(bench))[:200_000, :295].contiguous()
+    np.save(bench.scratch / "features.npy", features.numpy())
+    size = len(features) // 10
+    theirs = bench.anomalib(what="coreset", folder=folder, size=NEIGHBOURS)
+    first = inner(theirs()())
+    start_row = json.loads(first.output.splitlines()[-1])["chosen"][0]
+    ours = bench.product(what="coreset", folder=folder, size=size, start=start_row)
+    scale = (size - 1) / (NEIGHBOURS - 1)
+
+    def extrapolated() -> Measured:
+        measured = inner(theirs()())
+        return replace(measured, seconds=measured.seconds * scale)
+
+    pair = pairs(lambda: inner(ours()()), extrapolated, bench.count)
+    chosen = [json.loads(m.output.splitlines()[-1])["chosen"] for m in (first, ours()())]
+    same = sum(a == b for a, b in zip(*chosen, strict=False))
+    note = (
+        f"{tuple(features.shape)} projected features of the bottle, {size} rows; Anomalib's time "
+        f"extrapolated from {NEIGHBOURS}; {same} of the first {NEIGHBOURS} picks are the same rows"
+    )
+    return [bench.row("coreset", pair, note)]
+
+
+def bottle_features(bench: Bench) -> torch.Tensor:
+    """PatchCore's patches of the bottle's training images, (214016, 152)."""
+    data = open_dataset("mvtec", root=bench.large_bottle(), category="bottle")
+    words = ["trainer.device=cpu", "trainer.progress=false"]
+    trainer = create_trainer("patchcore", words, backbone=EMBEDDED, layers=["blocks.2", "blocks.4"])
+    trainer.build()
+    trainer.model.train()
+    with torch.no_grad():
+        for batch in trainer.loader(data.train, 32):
+            trainer.model(batch.image)
+    return torch.vstack(trainer.model.embedding_store)
+
+
+def bench_metrics(bench: Bench) -> list[dict[str, Any]]:
+    """All metrics of the 83 maps of a PaDiM run."""
+    finished = bench.train("padim", f"paths.outputs={bench.scratch / 'metrics'}")()()
+    run = Path(finished.output.split("run folder:")[1].strip())
+    test = Predictions.load(run / "predictions").select("test")
+    np.save(bench.scratch / "maps.npy", test.map)
+    np.save(bench.scratch / "masks.npy", test.mask)
+    ours = bench.product(what="metrics", folder=str(bench.scratch))
+    theirs = bench.anomalib(what="metrics", folder=str(bench.scratch))
+    pair = pairs(lambda: inner(ours()()), lambda: inner(theirs()()), bench.count)
+    note = f"{test.map.shape} maps; ours: all metrics, theirs: AUROC, AP, F1max, AUPRO"
+    return [bench.row("pixel and image metrics", pair, note)]
+
+
+def bench_start_up(bench: Bench) -> list[dict[str, Any]]:
+    """What a person waits for before anything happens."""
+    python = sys.executable
+
+    def code(text: str, interpreter: Any = python) -> Callable[[], Callable[[], Measured]]:
+        return partial(start, [interpreter, "-c", text], PYTHONPATH=str(ROOT))
+
+    theirs = code("import anomalib.models", bench.anomalib_python)
+    light = code("import sys, anomaly_detection; assert 'torch' not in sys.modules")
+    torch_and_timm = code("import torch, timm")
+    trainer = code("from anomaly_detection.models import create_trainer; create_trainer('padim')")
+    shown = partial(start, [AD, "--help"])
+    rows = [
+        bench.compare("import anomaly_detection", light, theirs, "against import anomalib.models"),
+        bench.compare("ad --help", shown, theirs, "against import anomalib.models"),
+        bench.compare("create_trainer padim", trainer, torch_and_timm, "against torch and timm"),
+    ]
+    return rows
+
+
+def bench_side_by_side(bench: Bench) -> list[dict[str, Any]]:
+    """Two runs at once on all cores, against one alone."""
+    outputs = [f"paths.outputs={bench.scratch / name}" for name in ("one", "two")]
+
+    def both() -> Measured:
+        finishers = [bench.train("padim", words)() for words in outputs]
+        return max((finish() for finish in finishers), key=lambda measured: measured.seconds)
+
+    pair = pairs(both, lambda: bench.train("padim", outputs[0])()(), bench.count, memory=False)
+    note = "the slower of two padim runs at once, against one run alone (at most 2.5)"
+    return [bench.row("two runs side by side", pair, note)]
+
+
+BENCHES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
+    "start": bench_start_up,
+    "metrics": bench_metrics,
+    "coreset": bench_coreset,
+    "padim": partial(bench_model, name="padim"),
+    "patchcore": partial(bench_model, name="patchcore"),
+    "stfpm": partial(bench_model, name="stfpm"),
+    "together": bench_side_by_side,
+}
+HEADER = ("what", "ours, s", "Anomalib, s", "ratio", "memory ratio", "how")
+INTRODUCTION = """# Time and memory beside Anomalib
+
+Written by `make bench` (`BENCH=padim,coreset` for some rows); `benchmarks.json` holds the same with
+versions and machine.
+
+Each ratio is ours over Anomalib 2.7.0's, the median of pairs of runs that ran one after the other
+on the same machine, with the same images, backbone (EfficientNet-Lite0) and settings. A whole
+process is measured where nothing else is said: imports, fit, prediction, metrics, files. Seconds
+are medians too, and of this machine only.
+"""
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row as texts."""
+    memory = "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}"
+    figures = [f"{row['ours']:.2f}", f"{row['anomalib']:.2f}", f"{row['ratio']:.3f}", memory]
+    return [row["what"], *figures, row["note"]]
+
+
+def write_report(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Write benchmarks.json and benchmarks.md; other rows that are there stay."""
+    path = folder / "benchmarks.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    table = {row["what"]: row for row in kept} | {row["what"]: row for row in rows}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(list(table.values()), indent=1) + "\n", encoding="utf-8")
+    lines = [f"| {' | '.join(line)} |" for line in (HEADER, ["---"] * len(HEADER))]
+    lines += [f"| {' | '.join(cells(row))} |" for row in table.values()]
+    with atomic_path(folder / "benchmarks.md") as temporary:
+        temporary.write_text(INTRODUCTION + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(BENCHES)}; default: all; or a,b")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side (default 3)")
+    parser.add_argument("--workers", type=int, default=2, help="Anomalib's loader workers")
+    parser.add_argument("--scratch", type=Path, help="keeps the large images between calls")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    names = [name for word in options.what for name in word.split(",") if name] or list(BENCHES)
+    unknown = sorted(set(names) - set(BENCHES))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.scratch or Path(folder), options.pairs, options.workers)
+        rows = []
+        for name in names:
+            found = BENCHES[name](bench)
+            rows += found
+            print(text_table(HEADER, [cells(row) for row in found]), flush=True)
+            write_report(found, options.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
