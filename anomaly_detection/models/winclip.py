@@ -130,23 +130,30 @@ class WinClipTrainer(CollectTrainer):
         Raises:
             ConfigError: a window larger than the image, or another image size than the backbone's.
         """
+        import open_clip
+
         settings, scales = self.config.model, tuple(self.config.model.scales)
+        vision = open_clip.get_model_config(settings.backbone)["vision_cfg"]
+        side = vision["image_size"]
+        grid = side // vision["patch_size"]
+        if not scales or max(scales) > grid:
+            raise ConfigError(
+                f"model.scales = {list(scales)}: expected one or more of 1 to {grid}, the patches "
+                f"a side of {settings.backbone}"
+            )
+        size = self.input_transform().output_size
+        if size != (side, side):
+            raise ConfigError(
+                f"transform: the model sees {size[0]} x {size[1]} pixels, but {settings.backbone} "
+                f"needs {side} x {side}; set transform.image_size={side} and no center_crop"
+            )
         kind = class_for_scales(len(scales))
         module = import_module(kind.__mro__[1].__module__)
         usual, module.BACKBONE = module.BACKBONE, settings.backbone
         try:
-            model = kind(scales=scales)
-        except ValueError as error:
-            raise ConfigError(f"model.scales = {list(scales)}: {error}") from error
+            return kind(scales=scales)
         finally:
             module.BACKBONE = usual
-        size, expected = self.input_transform().output_size, model.clip.visual.image_size
-        if size != tuple(expected) or not scales:
-            raise ConfigError(
-                f"transform.image_size = {list(size)}, model.scales = {list(scales)}: "
-                f"{settings.backbone} needs {list(expected)} and at least one scale"
-            )
-        return model
 
     def start_fit(
         self,
