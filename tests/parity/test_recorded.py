@@ -45,7 +45,8 @@ def test_every_model_is_recorded() -> None:
 def test_the_record_belongs_to_the_settings(name: str, images: Path) -> None:
     record = read(name)
     assert record["images"] == pixels_digest(images), "other pixels than recorded"
-    assert record["job"] == portable_job(small_job(name, images)), f"record {name} anew"
+    job = complete_job(record["job"])  # an older record lacks a key whose default it had
+    assert job == portable_job(small_job(name, images)), f"record {name} anew"
     assert RECORDS[name].stat().st_size < 100_000
 
 
