@@ -250,8 +250,7 @@ def read_yaml(path: str | Path) -> list[Assignment]:
         return []
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(tree).__name__}")
-    found = flatten(tree, str(path))
-    return [replace(item, raw=isinstance(item.value, str)) for item in found]
+    return [replace(item, raw=True) for item in flatten(tree, str(path))]
 
 # %% ../nbs/00_config.ipynb #1618e42f
 def schema_fields(schema: type, prefix: str = "") -> dict[str, Field]:
@@ -294,11 +293,15 @@ def describe_type(kind: Any) -> str:
     return "a value"
 
 
-def read_text(text: str, kind: Any) -> Any:
-    """Turn the text of a value into what a field of type `kind` takes; text that does not fit comes
-    back as it is.
+def read_text(text: str | list, kind: Any) -> Any:
+    """Turn the text of a value, or the texts of a list, into what a field of type `kind` takes;
+    text that does not fit comes back as it is.
     """
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(text, list):
+        lists = [option for option in options if get_origin(option) in (list, tuple)]
+        inner = get_args(lists[0])[0] if lists else Any
+        return [read_text(part, inner) for part in text]
     if NoneType in options and text.lower() in ("null", "none", "~"):
         return None
     for option in options:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from anomaly_detection.config import ConfigError, atomic_path, config_hash, load_config
 from anomaly_detection.models import create_trainer, list_models, resolve
@@ -39,6 +40,29 @@ def test_text_keeps_its_raw_text(tmp_path):
     file.write_text("dataset:\n  category: 01\ntrainer:\n  max_epochs: 3\n")
     config = load_config([str(file)])
     assert config.dataset.category == "01" and config.trainer.max_epochs == 3
+
+
+def test_lists_in_a_file(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model: {name: anomaly_dino}\ntransform:\n  image_size: [64, 128]\n"
+        "  center_crop:\n  - 32\n  - 48\n"
+    )
+    config = resolve([str(file)]).config
+    assert list(config.transform.image_size) == [64, 128]
+    assert list(config.transform.center_crop) == [32, 48]
+    file.write_text("model: {name: winclip, scales: [2, x]}\n")
+    with pytest.raises(
+        ConfigError, match=r"model\.scales = \['2', 'x'\]: expected a list"
+    ):
+        resolve([str(file)])
+
+
+def test_a_run_folders_config_starts_the_same_run(tmp_path):
+    config = resolve(["model=padim", "model.layers=a,b", "transform.image_size=64,96"]).config
+    file = tmp_path / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(config))
+    assert config_hash(resolve([str(file)]).config) == config_hash(config)
 
 
 @pytest.mark.parametrize("form", ["{},{}", "[{},{}]", "[{}, {}]"])
