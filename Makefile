@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-slow parity bench lab lint pictures clean
 
 demo: $(VENV)/.installed
-	OMP_NUM_THREADS= $(BIN)/ad demo
+	env -u OMP_NUM_THREADS $(BIN)/ad demo
 
 test: $(VENV)/.installed-dev
 	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS)
@@ -28,14 +28,14 @@ test-slow: $(VENV)/.installed-dev
 # Real Anomalib beside ours, in a second environment that is made on the first call; writes
 # docs/parity.md. make parity MODELS=padim,stfpm for some
 parity: $(VENV)/.installed-dev
-	OMP_NUM_THREADS= $(BIN)/python -m tests.parity.report $(MODELS)
+	env -u OMP_NUM_THREADS $(BIN)/python -m tests.parity.report $(MODELS)
 
 # Time and memory beside real Anomalib; writes docs/benchmarks.md. make bench BENCH=padim,coreset
 bench: $(VENV)/.installed-dev
-	OMP_NUM_THREADS= $(BIN)/python -m tests.bench.report $(BENCH)
+	env -u OMP_NUM_THREADS $(BIN)/python -m tests.bench.report $(BENCH)
 
 lab: $(VENV)/.installed-dev
-	OMP_NUM_THREADS= $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	env -u OMP_NUM_THREADS $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 # Fresh outputs for the two notebooks that keep their pictures, and the README's picture
 pictures: $(VENV)/.installed-dev

@@ -120,6 +120,9 @@ class BaseTrainer:
     """
 
     name: ClassVar[str]
+    # For `ad models`: how it works, and what a category costs by default, in a few words
+    kind: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
     Config: ClassVar[type]
     # Image size, interpolation and normalisation of the recipe's pre-processor
     transform: ClassVar[Transform] = Transform(image_size=(256, 256))

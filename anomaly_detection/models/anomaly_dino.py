@@ -79,6 +79,8 @@ class AnomalyDinoTrainer(CollectTrainer):
     """Fit a bank of the tokens of normal patches."""
 
     name: ClassVar[str] = "anomaly_dino"
+    kind: ClassVar[str] = "memory bank of tokens"
+    cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = AnomalyDinoConfig
     transform: ClassVar[Transform] = Transform(image_size=(252, 252), interpolation="bicubic")
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}

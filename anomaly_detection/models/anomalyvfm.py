@@ -57,6 +57,8 @@ class AnomalyVfmTrainer(CollectTrainer):
     """Judge images without having seen any."""
 
     name: ClassVar[str] = "anomalyvfm"
+    kind: ClassVar[str] = "zero-shot"
+    cost: ClassVar[str] = "a minute an image on 2 cores"
     Config: ClassVar[type] = AnomalyVfmConfig
     transform: ClassVar[Transform] = Transform(image_size=(768, 768), normalize=None)
     passes: ClassVar[int] = 0

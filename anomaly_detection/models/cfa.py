@@ -45,6 +45,8 @@ class CfaTrainer(GradientTrainer):
     """Train the descriptor towards the centres of normal patches."""
 
     name: ClassVar[str] = "cfa"
+    kind: ClassVar[str] = "memory bank, trained layer"
+    cost: ClassVar[str] = "hours on 2 cores; a GPU"
     Config: ClassVar[type] = CfaConfig
     defaults: ClassVar[dict[str, Any]] = {
         "trainer.max_epochs": 30,

@@ -78,6 +78,8 @@ class DfkdeTrainer(CollectTrainer):
     """Fit a kernel density to the normal images."""
 
     name: ClassVar[str] = "dfkde"
+    kind: ClassVar[str] = "kernel density, no maps"
+    cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = DfkdeConfig
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}

@@ -51,6 +51,8 @@ class DfmTrainer(CollectTrainer):
     """Fit the subspace of normal features."""
 
     name: ClassVar[str] = "dfm"
+    kind: ClassVar[str] = "linear subspace"
+    cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = DfmConfig
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     check_words: ClassVar[tuple[str, ...]] = (

@@ -39,6 +39,8 @@ class MhPatchcoreTrainer(CollectTrainer):
     """Fit a PCA, a whitening matrix and a bank, one pass each."""
 
     name: ClassVar[str] = "mh_patchcore"
+    kind: ClassVar[str] = "whitened memory bank"
+    cost: ClassVar[str] = "under 2 h on 2 cores"
     Config: ClassVar[type] = MhPatchcoreConfig
     transform: ClassVar[Transform] = Transform(image_size=(256, 256), center_crop=(224, 224))
     channels_last: ClassVar[bool] = True

@@ -65,6 +65,8 @@ class PadimTrainer(CollectTrainer):
     """Fit a Gaussian to each position of the feature grid."""
 
     name: ClassVar[str] = "padim"
+    kind: ClassVar[str] = "Gaussian per position"
+    cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = PadimConfig
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}

@@ -44,6 +44,8 @@ class PatchcoreTrainer(CollectTrainer):
     """
 
     name: ClassVar[str] = "patchcore"
+    kind: ClassVar[str] = "memory bank"
+    cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = PatchcoreConfig
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}

@@ -41,6 +41,8 @@ class RadTrainer(CollectTrainer):
     """Fit a bank of the tokens of all normal images."""
 
     name: ClassVar[str] = "rad"
+    kind: ClassVar[str] = "retrieval, memory bank"
+    cost: ClassVar[str] = "under 2 h on 2 cores"
     Config: ClassVar[type] = RadConfig
     transform: ClassVar[Transform] = Transform(image_size=(512, 512), center_crop=(448, 448))
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}

@@ -38,6 +38,8 @@ class StfpmTrainer(GradientTrainer):
     """Train the student on the teacher's features."""
 
     name: ClassVar[str] = "stfpm"
+    kind: ClassVar[str] = "student-teacher"
+    cost: ClassVar[str] = "under 2 h on 2 cores"
     Config: ClassVar[type] = StfpmConfig
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 100}
     check_words: ClassVar[tuple[str, ...]] = (

@@ -40,6 +40,8 @@ class SuperAddTrainer(CollectTrainer):
     """Fit a bank of tokens for each of some blocks."""
 
     name: ClassVar[str] = "super_add"
+    kind: ClassVar[str] = "memory banks of tokens"
+    cost: ClassVar[str] = "a GPU; minutes with vit_small"
     Config: ClassVar[type] = SuperAddConfig
     transform: ClassVar[Transform] = Transform(image_size=(448, 448))
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1, "trainer.eval_batch_size": 1}

@@ -86,6 +86,8 @@ class WinClipTrainer(CollectTrainer):
     """
 
     name: ClassVar[str] = "winclip"
+    kind: ClassVar[str] = "zero- and few-shot"
+    cost: ClassVar[str] = "half a minute an image on 2 cores"
     Config: ClassVar[type] = WinClipConfig
     transform: ClassVar[Transform] = Transform(
         image_size=(240, 240), interpolation="bicubic", normalize="clip"
