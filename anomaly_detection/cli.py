@@ -40,6 +40,9 @@ def print_metrics(metrics: dict[str, Any], before: dict[str, Any] | None = None)
     for name in ("protocol", "threshold_rule"):
         words = f"{name}: {metrics.get(name, '-')}"
         print(textwrap.fill(words, 96, subsequent_indent="    ", break_long_words=False))
+    for note in metrics.get("notes", ()):
+        words = f"note: {note}"
+        print(textwrap.fill(words, 96, subsequent_indent="    ", break_long_words=False))
 
 # %% ../nbs/60_cli.ipynb #c67a799a
 def required_packages() -> list[tuple[str, str, bool]]:
