@@ -648,7 +648,7 @@ def distill_teacher(
         backbones: the folder of weights.
         device: auto, cpu, cuda …
         progress: show progress bars.
-        save_every: steps between two saves of unfinished work.
+        save_every: steps between two saves of unfinished work; 0 is never.
         overwrite: replace a file that is there.
 
     Returns:
@@ -666,6 +666,11 @@ def distill_teacher(
         raise DistillationError(f"{out} is there already; take another name, or --overwrite")
     if plan.image_size % 8 or plan.image_size < 32:
         raise DistillationError(f"image_size {plan.image_size}: expected 32 or more, in eights")
+    for name in ("steps", "batch_size", "normalization_images", "channels"):
+        if getattr(plan, name) < 1:
+            raise DistillationError(f"{name} = {getattr(plan, name)}: expected 1 or more")
+    if plan.seed < 0:
+        raise DistillationError(f"seed = {plan.seed}: expected 0 or more")
     distiller = Distiller(plan, backbones, resolve_device(device))
     try:
         if unfinished.is_file():
@@ -680,7 +685,8 @@ def distill_teacher(
                 distiller.losses.append(distiller.train_step())
                 bar.set_postfix(loss=f"{distiller.losses[-1]:.4g}", refresh=False)
                 bar.update()
-                if distiller.step % save_every == 0 and distiller.step < plan.steps:
+                due = save_every and distiller.step % save_every == 0
+                if due and distiller.step < plan.steps:
                     distiller.save_progress(unfinished)
     finally:
         distiller.stream.close()

@@ -45,9 +45,7 @@ class Settings:
 def efficient_ad_files(folder: Path, kwargs: dict) -> dict:
     """A teacher where Anomalib's cache has it, and natural images: two, so that a lap ends soon."""
     place = folder / "anomalib" / "pre_trained" / "efficientad_pretrained_weights"
-    teacher = make_teacher(
-        place / "pretrained_teacher_small.pth", kwargs["teacher_out_channels"]
-    )
+    teacher = make_teacher(place / "pretrained_teacher_small.pth", kwargs["teacher_out_channels"])
     natural = make_natural_images(folder / "natural", count=2)
     return {
         "model_kwargs": kwargs | {"imagenet_dir": str(natural)},
