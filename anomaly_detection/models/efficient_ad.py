@@ -44,7 +44,7 @@ from anomaly_detection.datasets import (
     find_auxiliary_images,
     images_below,
 )
-from ..local_weights import ACTIVE, local_weights
+from ..local_weights import LocalWeights, local_weights
 from . import register
 from ..torch_models import torch_model_class
 from anomaly_detection.trainer import (
@@ -196,11 +196,14 @@ def teacher_note(path: Path) -> str | None:
         return (stored.metadata() or {}).get(NOTE)
 
 
-def load_teacher(teacher: nn.Module, name: str | None, size: str) -> str | None:
-    """Load a teacher inside `local_weights`; returns a note if it is not the published one.
+def load_teacher(
+    teacher: nn.Module, files: LocalWeights, name: str | None, size: str
+) -> str | None:
+    """Load a teacher; returns a note if it is not the published one.
 
     Args:
         teacher: a patch description network.
+        files: finds the file.
         name: of a file in the folder of weights; None is the published one.
         size: small or medium.
 
@@ -208,12 +211,12 @@ def load_teacher(teacher: nn.Module, name: str | None, size: str) -> str | None:
         MissingWeightError: no such file; says how to get or make one.
         BrokenWeightError: a file of another network.
     """
-    active, distilled = ACTIVE[-1], DISTILLED.format(size=size)
+    distilled = DISTILLED.format(size=size)
     try:
-        path = active.path(name or f"pretrained_teacher_{size}")
+        path = files.path(name or f"pretrained_teacher_{size}")
     except MissingWeightError as error:
         file = f"{distilled}.safetensors"
-        there = next((f for f in active.folders if (f / file).is_file()), None)
+        there = next((f for f in files.folders if (f / file).is_file()), None)
         make = f"{there / file} is there" if there else f"`ad distill-teacher` makes {file}"
         raise MissingWeightError(f"{error}; {make}: model.teacher={distilled} selects it") from None
     try:
@@ -297,7 +300,7 @@ class EfficientAdTrainer(GradientTrainer):
         return (f"paths.backbones={folder}", f"model.imagenet_dir={folder / 'natural'}")
 
     def build_model(self) -> nn.Module:
-        """Anomalib's EfficientAdModel with its teacher.
+        """Anomalib's EfficientAdModel; the teacher is read when a fit begins.
 
         Raises:
             ConfigError: the images are too small for the autoencoder.
@@ -309,18 +312,15 @@ class EfficientAdTrainer(GradientTrainer):
                 f"transform.image_size = {list(size)}: the autoencoder halves an image five times "
                 "and then needs 8 x 8 values, expected 256 pixels or more a side"
             )
-        model = torch_model_class("efficient_ad")(
+        return torch_model_class("efficient_ad")(
             teacher_out_channels=settings.teacher_out_channels,
             model_size=settings.model_size,
             padding=settings.padding,
             pad_maps=settings.pad_maps,
         )
-        note = load_teacher(model.teacher, settings.teacher, settings.model_size)
-        self.notes += [note] if note else []
-        return model
 
     def prepare_fit(self) -> None:
-        """Open the stream of natural images and measure the teacher's channels.
+        """Read the teacher, open the stream of natural images, measure the teacher's channels.
 
         Raises:
             ConfigError: several images a step, which Anomalib refuses.
@@ -331,6 +331,10 @@ class EfficientAdTrainer(GradientTrainer):
                 f"trainer.batch_size = {batch_size}: Anomalib trains EfficientAD on single images; "
                 "say trainer.batch_size=1 or model.reference=paper"
             )
+        files = local_weights(self.config.paths.backbones)
+        note = load_teacher(self.model.teacher, files, settings.teacher, settings.model_size)
+        self.weights |= files.used
+        self.notes += [note] if note else []
         height, width = self.input_transform().output_size
 
         def prepare(path: str) -> Image.Image:
@@ -488,8 +492,8 @@ def stage_names(backbone: str, wanted: Sequence[int] = (8, 16)) -> tuple[str, ..
 class TargetFeatures(nn.Module):
     """The features that a patch description network is to learn; build it inside `local_weights`.
 
-    Raises (when built):
-        DistillationError: a layer that the backbone does not have.
+    Raises:
+        DistillationError: when built, for a layer that the backbone does not have.
     """
 
     def __init__(self, plan: Distillation) -> None:
