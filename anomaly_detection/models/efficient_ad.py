@@ -50,6 +50,7 @@ from ..torch_models import torch_model_class
 from anomaly_detection.trainer import (
     GradientTrainer,
     Optimization,
+    TrainingError,
     resolve_device,
     software_versions,
 )
@@ -290,6 +291,8 @@ class EfficientAdTrainer(GradientTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             teacher = torch_model_class("efficient_ad")(teacher_out_channels=8).teacher
+            for weight in (tensor for tensor in teacher.parameters() if tensor.ndim > 1):
+                nn.init.kaiming_uniform_(weight)  # the default would let the features fade
         save_file(teacher.state_dict(), folder / "random_teacher.safetensors")
         generator = np.random.default_rng(0)
         for row in range(3):
@@ -348,7 +351,11 @@ class EfficientAdTrainer(GradientTrainer):
             self.model.mean_std.update(self.channel_statistics())
 
     def channel_statistics(self) -> dict[str, Tensor]:
-        """Return mean and standard deviation (1, C, 1, 1) of the teacher's channels."""
+        """Return mean and standard deviation (1, C, 1, 1) of the teacher's channels.
+
+        Raises:
+            TrainingError: a channel is constant, which cannot be standardised.
+        """
         total = squares = count = 0
         for batch in self.loader(self.train_records, self.config.trainer.eval_batch_size):
             with torch.no_grad():
@@ -358,6 +365,11 @@ class EfficientAdTrainer(GradientTrainer):
             count += features[:, 0].numel()
         mean = total / count
         values = {"mean": mean, "std": (squares / count - mean.square()).sqrt()}
+        if not bool((values["std"] > 0).all()):
+            raise TrainingError(
+                f"{self.name}: channels of the teacher do not vary over the training images; is "
+                f"{', '.join(self.weights)} a trained teacher, and are the images more than blank?"
+            )
         return {
             name: value.float().view(1, -1, 1, 1).to(self.device) for name, value in values.items()
         }
