@@ -282,6 +282,10 @@ class EfficientAdTrainer(GradientTrainer):
         "trainer.batch_size=1",
         "trainer.max_steps=9",
     )
+    check_exceptions: ClassVar[dict[str, str]] = {
+        "planted_defect": "the check's teacher has random weights, and nine steps teach little; "
+        "the recorded reference shows higher scores of defects",
+    }
     heavy: ClassVar[bool] = True
     natural: NaturalImages | None = None
 
