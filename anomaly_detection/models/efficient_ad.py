@@ -565,8 +565,12 @@ class Distiller:
         kind = torch_model_class("efficient_ad")
         model = kind(plan.channels, plan.model_size, padding=True)
         self.student = model.teacher.to(device).train()
-        with local_weights(backbones) as used:
-            self.target = TargetFeatures(plan).to(device)
+        try:
+            with local_weights(backbones) as used:
+                self.target = TargetFeatures(plan).to(device)
+        except MissingWeightError as error:
+            hint = "here the embedded one is --backbone tf_efficientnet_lite0"
+            raise MissingWeightError(f"{error}; {hint}") from None
         self.weights = dict(used.used)
         self.optimizer = Adam(self.student.parameters(), lr=1e-4, weight_decay=1e-5)
         self.stream = NaturalImages(paths, self.prepare, grey=0.1, seed=plan.seed, ahead=32)
