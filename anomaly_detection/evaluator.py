@@ -216,6 +216,7 @@ def score_run(
         "device": str(trainer.device),
         "versions": predictions.info["versions"],
         "weights": predictions.info["weights"],
+        "notes": predictions.info["notes"],
     }
     with atomic_path(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")

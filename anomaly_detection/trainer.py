@@ -117,6 +117,7 @@ class BaseTrainer:
         config: the resolved configuration.
         history: one dict a training step: epoch, step and losses.
         weights: weight files that were read, with their sha256.
+        notes: what a reader of the results must know; `build_model` and a fit append to it.
     """
 
     name: ClassVar[str]
@@ -147,6 +148,7 @@ class BaseTrainer:
         self.state = TrainState()
         self.history: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
+        self.notes: list[str] = []
         self.hooks: list[Hook] = []
         self.has_held_out = False
         self.stop_reason: str | None = None
@@ -219,6 +221,7 @@ class BaseTrainer:
             ConfigError: the device cannot be used.
         """
         self.device = resolve_device(self.config.trainer.device)
+        self.notes = []
         seed_everything(self.config.trainer.seed)
         # Some of Anomalib's classes have no such argument; without files all of them are random
         pretrained = pretrained and self.config.model.get("pre_trained", True)
@@ -436,6 +439,7 @@ class BaseTrainer:
             "transform": asdict(self.input_transform()),
             "versions": software_versions(),
             "weights": self.weights,
+            "notes": list(self.notes),
             "epochs": self.state.epoch,
             "steps": self.state.step,
             "stop_reason": self.stop_reason,
@@ -483,6 +487,7 @@ class BaseTrainer:
         self.build(pretrained=False)
         self.load_tensors(folder, checkpoint.tensors)
         self.weights = checkpoint.info["weights"]
+        self.notes = list(checkpoint.info.get("notes", []))
         self.load_extra_state(checkpoint.info["extra"])
         self.state = TrainState(epoch=checkpoint.info["epochs"], step=checkpoint.info["steps"])
         self.model.eval()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples
 from .make_environment import environment_folder
-from .reference_images import make_images
+from .reference_images import make_images, make_natural_images, make_teacher
 
 DINO = "vit_small_patch14_dinov2"
 TINY_DINO = "vit_tiny_patch16_dinov3_qkvb"
@@ -46,6 +46,18 @@ class Settings:
     test_count: int | None = None
 
 
+def efficient_ad_files(folder: Path, kwargs: dict) -> dict:
+    """A teacher where Anomalib's cache has it, and natural images: two, so that a lap ends soon."""
+    place = folder / "anomalib" / "pre_trained" / "efficientad_pretrained_weights"
+    teacher = make_teacher(place / "pretrained_teacher_small.pth", kwargs["teacher_out_channels"])
+    natural = make_natural_images(folder / "natural", count=2)
+    return {
+        "model_kwargs": kwargs | {"imagenet_dir": str(natural)},
+        "weights": {"teacher": str(teacher)},
+        "environment": {"XDG_CACHE_HOME": str(folder)},
+    }
+
+
 MODELS: dict[str, Settings] = {
     # Thinned, so that both sides must draw the same numbers.
     "anomaly_dino": Settings(
@@ -75,6 +87,17 @@ MODELS: dict[str, Settings] = {
         recipe_kwargs={"reference": "anomalib"},
     ),
     "dfm": Settings({"backbone": EMBEDDED_BACKBONE, "layer": "blocks.4"}),
+    # 256 pixels are the least, and a step takes seconds there: few steps, a narrow teacher.
+    "efficient_ad": Settings(
+        {"teacher_out_channels": 32},
+        job={"batch_size": 1},
+        small={"image_size": [256, 256]},
+        real={"max_epochs": 2},
+        small_kwargs={"teacher_out_channels": 8},
+        prepare=efficient_ad_files,
+        train_count=3,
+        validation_count=2,
+    ),
     # The crop to 224 pixels is fixed, so 224 is the smallest size.
     "mh_patchcore": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.2", "blocks.4"]},
