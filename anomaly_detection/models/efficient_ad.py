@@ -267,6 +267,8 @@ class EfficientAdTrainer(GradientTrainer):
     """Train student and autoencoder, then scale their maps."""
 
     name: ClassVar[str] = "efficient_ad"
+    kind: ClassVar[str] = "student-teacher, autoencoder"
+    cost: ClassVar[str] = "a GPU; days on 2 cores"
     Config: ClassVar[type] = EfficientAdConfig
     # The torch model normalises inside
     transform: ClassVar[Transform] = Transform(image_size=(256, 256), normalize=None)

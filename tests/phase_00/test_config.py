@@ -52,9 +52,7 @@ def test_lists_in_a_file(tmp_path):
     assert list(config.transform.image_size) == [64, 128]
     assert list(config.transform.center_crop) == [32, 48]
     file.write_text("model: {name: winclip, scales: [2, x]}\n")
-    with pytest.raises(
-        ConfigError, match=r"model\.scales = \['2', 'x'\]: expected a list"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.scales = \['2', 'x'\]: expected a list"):
         resolve([str(file)])
 
 

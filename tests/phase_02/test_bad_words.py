@@ -45,3 +45,12 @@ def test_the_error_is_one_line_with_the_remedy(
         assert part in said
     assert no_network == []
     assert not list((tmp_path / "outputs").rglob("metrics.json"))
+
+
+def test_words_may_stand_on_both_sides_of_an_option(tmp_path, capsys):
+    command = ["predict", "nowhere", "images", "--out", str(tmp_path), "trainer.device=cpu"]
+    assert main(command) == 2
+    assert "nowhere: expected a finished run folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--outt", "x"])
+    assert "unrecognized argument: --outt" in capsys.readouterr().err
