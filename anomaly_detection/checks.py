@@ -642,7 +642,7 @@ def changed_checkpoint(saved: Path, folder: Path, **changes: Any) -> Path:
 
 
 def check_wrong_checkpoint(bench: Bench) -> str:
-    """No checkpoint, another model's, a damaged one, or other arguments than asked are refused."""
+    """No checkpoint, another model's or version's, a damaged one, other arguments: refused."""
 
     def load(folder: Path, *words: str) -> Callable[[], object]:
         # Only the model's name is said, and `words`
@@ -654,6 +654,11 @@ def check_wrong_checkpoint(bench: Bench) -> str:
     refused(load(empty), CheckpointError, str(empty), "an empty folder as checkpoint")
     other = changed_checkpoint(bench.saved, bench.folder / "other", model="another_model")
     refused(load(other), CheckpointError, "another_model", "another model's checkpoint")
+    older = changed_checkpoint(bench.saved, bench.folder / "older", format=0)
+    refused(load(older), CheckpointError, "format 0", "another format's checkpoint")
+    versions = software_versions() | {"anomalib": "2.6.0"}
+    foreign = changed_checkpoint(bench.saved, bench.folder / "foreign", versions=versions)
+    refused(load(foreign), CheckpointError, "anomalib 2.6.0", "another Anomalib's checkpoint")
     damaged = changed_checkpoint(bench.saved, bench.folder / "damaged")
     weights = next(damaged.glob("weights-*"))
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
@@ -662,7 +667,7 @@ def check_wrong_checkpoint(bench: Bench) -> str:
     height, width = bench.fitted.config.transform.image_size
     asked = f"{key}={2 * height},{2 * width}"
     refused(load(bench.saved, asked), CheckpointError, key, f"{asked} beside a checkpoint")
-    return "none, another model's, damaged, other arguments"
+    return "none, another model's or version's, damaged, other arguments"
 
 # %% ../nbs/01m_checks.ipynb #00356ece
 def check_one_channel(bench: Bench) -> str:

@@ -390,8 +390,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `ad`; a user's error is one line on stderr and status 2."""
-    # PyTorch's threads wait without spinning, so that two runs can share the cores of a machine; read
-    # when PyTorch is imported, which no command has done yet
+    # PyTorch's threads wait without spinning, so that two runs can share a machine's cores. It is
+    # read when PyTorch is imported, which no command has done yet
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)

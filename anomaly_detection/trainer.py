@@ -513,6 +513,12 @@ class BaseTrainer:
                 f"{folder}: holds a {info['model']}, not a {self.name}; "
                 f"use create_trainer('{info['model']}')"
             )
+        fitted, here = info["versions"]["anomalib"], software_versions()["anomalib"]
+        if fitted != here:
+            raise CheckpointError(
+                f"{folder}: was fitted with anomalib {fitted}, here is {here}, whose model may "
+                f"score otherwise; pip install --no-deps anomalib=={fitted}, or fit again"
+            )
         config, ours = info["config"], plain_settings(self.config)
         for key in sorted(self.explicit):
             group, _, name = key.partition(".")
@@ -820,6 +826,7 @@ class GradientTrainer(BaseTrainer):
         wrong = {
             "configuration": info["config_hash"] != config_hash(self.config),
             "training images": info["train_digest"] != records_digest(self.train_records),
+            "version of anomalib": info["versions"]["anomalib"] != software_versions()["anomalib"],
         }
         for what in [what for what, differs in wrong.items() if differs]:
             raise CheckpointError(
