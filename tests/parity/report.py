@@ -42,7 +42,8 @@ steps. *scores*, *maps*: largest difference as a share of the range. The bar for
 {tolerance}. *metrics*: largest difference of image AUROC, AP, F1max and pixel AUROC, AP, AUPRO,
 computed by our code on both. *seconds* (build, fit and predict without imports) and *memory* (peak
 of the process): ours / Anomalib's, measured one after the other; a ratio below 1 is faster,
-lighter. A recipe with two references runs as `reference: anomalib` here; its notebook says what the
+lighter. Each time is of one run, on a machine that may have had other work: benchmarks.md holds
+medians. A recipe with two references runs as `reference: anomalib` here; its notebook says what the
 other one changes.
 """
 HEADER = (
