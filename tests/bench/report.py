@@ -28,6 +28,7 @@ from anomaly_detection.models import create_trainer
 from anomaly_detection.predictions import Predictions
 from anomaly_detection.trainer import software_versions
 from tests.parity.make_environment import ROOT, environment_python, make_environment
+from tests.written_table import chosen_names, write_table
 
 from .measure import Measured, Pair, inner, pairs, start
 
@@ -260,19 +261,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [row["what"], *figures, row["note"]]
 
 
-def write_report(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write benchmarks.json and benchmarks.md; other rows that are there stay."""
-    path = folder / "benchmarks.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    table = {row["what"]: row for row in kept} | {row["what"]: row for row in rows}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(list(table.values()), indent=1) + "\n", encoding="utf-8")
-    lines = [f"| {' | '.join(line)} |" for line in (HEADER, ["---"] * len(HEADER))]
-    lines += [f"| {' | '.join(cells(row))} |" for row in table.values()]
-    with atomic_path(folder / "benchmarks.md") as temporary:
-        temporary.write_text(INTRODUCTION + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"of {', '.join(BENCHES)}; default: all; or a,b")
@@ -281,18 +269,14 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, help="keeps the large images between calls")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    names = [name for word in options.what for name in word.split(",") if name] or list(BENCHES)
-    unknown = sorted(set(names) - set(BENCHES))
-    if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    names = chosen_names(parser, options.what, BENCHES)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.scratch or Path(folder), options.pairs, options.workers)
-        rows = []
         for name in names:
             found = BENCHES[name](bench)
-            rows += found
             print(text_table(HEADER, [cells(row) for row in found]), flush=True)
-            write_report(found, options.folder)
+            path = options.folder / "benchmarks.json"
+            write_table(path, "what", found, INTRODUCTION, HEADER, cells)
     return 0
 
 

@@ -8,7 +8,6 @@ keep the rows of models that were not asked for. Ends with status 1 if a differe
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -17,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_detection.config import atomic_path, load_config, text_table
+from anomaly_detection.config import load_config, text_table
 from anomaly_detection.datasets import open_dataset
 from anomaly_detection.predictions import Predictions
 from anomaly_detection.trainer import BaseTrainer
+from tests.written_table import chosen_names, write_table
 
 from .harness import TOLERANCE, Comparison, compare, run_product, run_reference
 from .make_environment import ROOT, make_environment
@@ -142,17 +142,14 @@ def row_of(name: str, category: Path, every: int) -> tuple[Row, bool]:
 
 def write_report(rows: list[Row], folder: Path) -> None:
     """Write parity.json and parity.md; rows of other models that are there stay."""
+    introduction = INTRODUCTION.format(tolerance=TOLERANCE, steps=LOSS_STEPS)
+    lines = [asdict(row) for row in rows]
     path = folder / "parity.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    table = {row["model"]: row for row in kept} | {row.model: asdict(row) for row in rows}
-    listed = [table[name] for name in sorted(table)]
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    lines = [f"| {' | '.join(Row(**row).cells())} |" for row in listed]
-    text = INTRODUCTION.format(tolerance=TOLERANCE, steps=LOSS_STEPS)
-    text += f"\n| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}\n" + "\n".join(lines) + "\n"
-    with atomic_path(folder / "parity.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        return Row(**row).cells()
+
+    write_table(path, "model", lines, introduction, HEADER, cells, by_name=True)
 
 
 def main() -> int:
@@ -161,10 +158,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=6, help="take each N-th image (default 6)")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    names = [name for word in options.models for name in word.split(",") if name] or list(MODELS)
-    unknown = sorted(set(names) - set(MODELS))
-    if unknown:
-        parser.error(f"no parity settings for {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    names = chosen_names(parser, options.models, MODELS)
     make_environment()
     category = Path(load_config().paths.datasets) / "mvtec" / "bottle"
     open_dataset("mvtec", root=category.parent, category="bottle")
