@@ -133,7 +133,7 @@ export function listedRows(state) {
   const threshold = imageThreshold(state);
   const kinds = state.get("defect_types");
   const keys = {
-    row: () => 0,
+    row: (a, b) => a - b,
     score: (a, b) => scores[b] - scores[a],
     margin: (a, b) => Math.abs(scores[a] - threshold) - Math.abs(scores[b] - threshold),
     "defect type": (a, b) =>
