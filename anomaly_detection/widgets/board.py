@@ -161,7 +161,8 @@ def cheapest_threshold(
     """Return the threshold of the least expected cost an item, and that cost.
 
     highest: of all swept scores; miss, false_alarm: costs, 0 or more; defect_rate: share of
-    defective items to expect, in (0, 1), None takes that of the swept ones. Of equals the highest threshold. Raises ViewError.
+    defective items to expect, in (0, 1), None takes that of the swept ones. Of equals the
+    highest threshold. Raises ViewError.
     """
     if not (miss >= 0 and false_alarm >= 0 and miss + false_alarm > 0):
         found = f"{miss}, {false_alarm}"
