@@ -463,9 +463,8 @@ class Viewer:
     def _menu(
         self, name: str, options: Sequence[str], layout: ipywidgets.Layout
     ) -> ipywidgets.Dropdown:
-        menu = ipywidgets.Dropdown(
-            options=options, description=name.replace("_", " "), layout=layout
-        )
+        text = {"colour_map": "colours"}.get(name, name)
+        menu = ipywidgets.Dropdown(options=options, description=text, layout=layout)
         traitlets.link((self.state, name), (menu, "value"))
         return menu
 
