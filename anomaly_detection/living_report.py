@@ -119,7 +119,7 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 14px/1.5 system-ui, sans-serif; margin: 16px auto; max-width: 1180px; }}
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 16px auto; max-width: 1240px; }}
 h1 {{ font-size: 20px; margin: 0 0 4px; }}
 table {{ border-collapse: collapse; margin: 8px 0; }}
 td {{ padding: 1px 14px 1px 0; }}

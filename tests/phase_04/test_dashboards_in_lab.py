@@ -29,6 +29,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
 RUNS = {
     "92_threshold_dashboard": "patchcore/demo/cap",
     "90_eval_stfpm": "stfpm/demo/wood",
+    "91_eval_efficientad": "efficient_ad/mvtec/cap",
 }
 
 pytestmark = pytest.mark.xdist_group("lab")
