@@ -93,20 +93,22 @@ def draw_readme_picture(path: Path) -> None:
         temporary.write_bytes(shrink(buffer.getvalue(), width=900))
 
 
-def draw_dashboard(path: Path, height: int = 900) -> None:
+def draw_dashboard(path: Path, height: int = 960) -> None:
     """Let a browser draw the dashboard of what `ad demo` found, with a mistake in the viewer."""
     run = run_words([*DEMO_WORDS, "trainer.progress=false"])
     with TemporaryDirectory() as folder:
         report = write_report(run.predictions, Path(folder) / "report.html")
-        with open_page(width=1240, height=height) as (page, _):
+        with open_page(width=1264, height=height) as (page, _):
             page.goto(report.as_uri())
             page.locator(".ad-cell[data-cell=missed]").click()
             page.locator(".ad-tile").first.click()
+            page.locator(".ad-tab[data-cell=all]").click()
+            page.locator("select[data-name=order]").select_option("margin")
             page.wait_for_timeout(1000)
             page.evaluate("document.activeElement.blur()")
             shot = page.screenshot()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(shrink(shot, width=1240))
+        temporary.write_bytes(shrink(shot, width=1264))
 
 
 def main(names: Sequence[str] = ()) -> None:
