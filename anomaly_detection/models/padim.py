@@ -68,6 +68,7 @@ class PadimTrainer(CollectTrainer):
     kind: ClassVar[str] = "Gaussian per position"
     cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = PadimConfig
+    frozen: ClassVar[str | None] = "feature_extractor"
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     check_words: ClassVar[tuple[str, ...]] = (

@@ -47,6 +47,7 @@ class PatchcoreTrainer(CollectTrainer):
     kind: ClassVar[str] = "memory bank"
     cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = PatchcoreConfig
+    frozen: ClassVar[str | None] = "feature_extractor"
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     check_words: ClassVar[tuple[str, ...]] = (
