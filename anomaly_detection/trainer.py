@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from .blur import blur_faster
 from .cache import TensorCache
 from anomaly_detection.checkpoint import (
     CheckpointError,
@@ -276,6 +277,8 @@ class BaseTrainer:
         self.model.to(self.device)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            blur_faster(self.model)
         self._train_modes = {name: part.training for name, part in self.model.named_modules()}
 
     def check_layers(self) -> None:
