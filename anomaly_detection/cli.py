@@ -421,9 +421,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `ad`; a user's error is one line on stderr and status 2."""
-    # PyTorch's threads wait without spinning, so that two runs can share a machine's cores. It is
-    # read when PyTorch is imported, which no command has done yet
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PyTorch's threads wait for each other some microseconds awake, then asleep: two runs can share
+    # a machine's cores, and one alone does not go to sleep between two operations. It is read when
+    # PyTorch is imported, which no command has done yet
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse has no place for words that stand behind an option

@@ -111,7 +111,7 @@ def freed_memory_is_kept(device: torch.device) -> Iterator[None]:
         yield
         return
     library.mallopt(M_MMAP_MAX, 0)
-    library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    library.mallopt(M_TRIM_THRESHOLD, -1)  # never
     try:
         yield
     finally:
