@@ -83,10 +83,12 @@ class MemoryBank:
 class BankRule:
     """How a recipe turns distances to its bank into scores; a recipe's dataclass derives from it.
 
-    `neighbours` nearest rows make the score of a patch.
+    `neighbours` nearest rows make the score of a patch. `channels_last` is the recipe's: the blur
+    adds in another order then.
     """
 
     neighbours: int = 1
+    channels_last: ClassVar[bool] = False
 
     def distances(self, queries: Tensor, rows: Tensor) -> Tensor:
         """Return the distances (n, m) of `queries` (n, D) to `rows` (m, D)."""
@@ -111,7 +113,8 @@ class BankRule:
         install_gateway()
         from anomalib.models.image.patchcore.anomaly_map import AnomalyMapGenerator
 
-        return AnomalyMapGenerator().to(like)
+        generator = AnomalyMapGenerator().to(like)
+        return generator.to(memory_format=torch.channels_last) if self.channels_last else generator
 
     def maps(self, patch_scores: Tensor, size: tuple[int, int]) -> Tensor:
         """Return maps (B, h, w) of patch scores (B, grid height, grid width)."""
