@@ -139,7 +139,10 @@ class BankRule:
         y, x = max(int(first[0]) - bottom, 0), max(int(first[1]) - right, 0)
         y_end, x_end = min(int(last[0]) + top, size[0]), min(int(last[1]) + left, size[1])
         window = padded[..., y : y_end + top + bottom, x : x_end + left + right]
-        blurred = nn.functional.conv2d(window, generator.blur.kernel)
+        # A Gaussian blurs along one axis after the other; 66 products a pixel instead of 1,089
+        kernel = generator.blur.kernel
+        blurred = nn.functional.conv2d(window, kernel.sum(dim=3, keepdim=True))
+        blurred = nn.functional.conv2d(blurred, kernel.sum(dim=2, keepdim=True))
         anomaly_map[y:y_end, x:x_end] = blurred[0, 0]
 
 # %% ../nbs/01n_neighbours.ipynb #a5d57192
@@ -656,14 +659,16 @@ class Teaching:
         """
         source, count = self.source, len(new)
         padded, changed = repeated(new), {}
+        wanted = source.rule.neighbours
         for image, embedding in enumerate(source.embedding):
             to_new = source.rule.distances(repeated(embedding), padded)[: len(embedding), :count]
-            if not (to_new < source.nearest[image][:, -1:]).any():
+            nearest, places = smallest(to_new, min(wanted, count))
+            if not (nearest[:, :1] < source.nearest[image][:, -1:]).any():
                 continue
-            numbers = torch.arange(first, first + count, device=to_new.device)
-            rows = torch.cat([source.nearest_row[image], numbers.expand(len(embedding), -1)], dim=1)
-            candidates = torch.cat([source.nearest[image], to_new], dim=1)
-            nearest, places = smallest(candidates, source.rule.neighbours)
+            # The old rows first: of equals, the one with the lower number is the nearest
+            candidates = torch.cat([source.nearest[image], nearest], dim=1)
+            rows = torch.cat([source.nearest_row[image], first + places], dim=1)
+            nearest, places = smallest(candidates, wanted)
             changed[image] = nearest, rows.gather(1, places)
         return changed
 
