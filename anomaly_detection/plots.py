@@ -6,8 +6,8 @@
 __all__ = ['BLUE', 'ORANGE', 'VERMILION', 'GREEN', 'PURPLE', 'GREY', 'MAP_COLOURS', 'PADDING', 'CALM_FRACTION', 'CENTRED',
            'PlotError', 'StaticFigure', 'save_figure', 'plain_axes', 'pad_square', 'display_image', 'sample_pixels',
            'colour_range', 'choose_rows', 'verdict', 'overlay', 'draw_row', 'short_name', 'plot_sheet',
-           'add_colour_bar', 'score_groups', 'bin_edges', 'plot_score_histogram', 'curve_sweeps', 'plot_roc',
-           'plot_precision_recall', 'plot_thresholds']
+           'add_colour_bar', 'group_rows', 'score_groups', 'bin_edges', 'plot_score_histogram', 'curve_sweeps',
+           'plot_roc', 'plot_precision_recall', 'plot_thresholds']
 
 # %% ../nbs/01k_plots.ipynb #3fdff7a0
 from collections.abc import Sequence
@@ -119,17 +119,31 @@ def sample_pixels(maps: np.ndarray, count: int = 1_000_000) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def colour_range(predictions: Predictions) -> tuple[float, float]:
-    """The one colour scale of all maps of `predictions`, (low, high), set by its normal images."""
+def colour_range(
+    predictions: Predictions, percentile: float = 99.9, sigmas: float | None = None
+) -> tuple[float, float]:
+    """The one colour scale of all maps of `predictions`, (low, high), set by its normal images.
+
+    The calm part ends at a `percentile` (50 to 100) of the normal pixels and begins at their
+    median; with `sigmas` (> 0) it goes from their mean to so many standard deviations above.
+    """
     if predictions.map is None:
         raise PlotError("map: these predictions have no maps, so there is nothing to colour")
+    if not 50 < percentile <= 100 or (sigmas is not None and not sigmas > 0):
+        raise PlotError(
+            f"percentile, sigmas: expected a percentile in (50, 100] or sigmas above 0, got "
+            f"{percentile} and {sigmas}"
+        )
     candidates = (
         predictions.select("held_out"),
         predictions.take(predictions.label == 0),
         predictions,
     )
     values = next((v for v in (sample_pixels(c.map) for c in candidates) if v.size), np.zeros(1))
-    low, calm = (float(value) for value in np.percentile(values, [50, 99.9]))
+    low, calm = (float(value) for value in np.percentile(values, [50, percentile]))
+    if sigmas is not None:
+        low = float(values.mean(dtype=np.float64))
+        calm = low + sigmas * float(values.std(dtype=np.float64))
     if calm <= low:
         # Constant maps: any width will do, and the next different value is already remarkable.
         return low, low + max(abs(low), 1.0) * 1e-3
@@ -304,21 +318,27 @@ def add_colour_bar(
     bar.set_label(label, fontsize=8.5)
 
 # %% ../nbs/01k_plots.ipynb #f3dd98e6
-def score_groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, str]]:
-    """Scores (n,) and a colour by kind of image: held-out normals, test normals, defect types,
+def group_rows(predictions: Predictions) -> dict[str, tuple[np.ndarray, str]]:
+    """Rows (n,) and a colour by kind of image: held-out normals, test normals, defect types,
     unknown.
     """
     split, label = np.array(predictions.split), predictions.label
-    groups = {
-        "held-out normal": (predictions.score[split == "held_out"], GREY),
-        "test normal": (predictions.score[(split == "test") & (label == 0)], BLUE),
+    inside = {
+        "held-out normal": (split == "held_out", GREY),
+        "test normal": ((split == "test") & (label == 0), BLUE),
     }
     kinds = np.array([kind or "anomalous" for kind in predictions.defect_type])
     for kind in sorted(set(kinds[(split == "test") & (label == 1)])):
-        inside = (split == "test") & (label == 1) & (kinds == kind)
-        groups[kind] = (predictions.score[inside], VERMILION)
-    groups["unknown"] = (predictions.score[(split == "test") & (label < 0)], PURPLE)
+        inside[kind] = ((split == "test") & (label == 1) & (kinds == kind), VERMILION)
+    inside["unknown"] = ((split == "test") & (label < 0), PURPLE)
+    groups = {name: (np.flatnonzero(rows), colour) for name, (rows, colour) in inside.items()}
     return {name: entry for name, entry in groups.items() if len(entry[0])}
+
+
+def score_groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, str]]:
+    """Scores (n,) and a colour by kind of image, in the order of `group_rows`."""
+    groups = group_rows(predictions).items()
+    return {name: (predictions.score[rows], colour) for name, (rows, colour) in groups}
 
 
 def bin_edges(values: Sequence[float], threshold: float | None, bins: int) -> np.ndarray:
