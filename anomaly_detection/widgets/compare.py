@@ -141,6 +141,9 @@ class Compare:
         table = found.reindex(values.index)
         for name in (*self.names, "difference"):
             table[name] = values[name]
+        # Raw thresholds of two models have no common scale
+        raw = [name for name in table.index if name.endswith("_threshold")]
+        table.loc[raw, "difference"] = np.nan
         return table
 
     def add_pixel_intervals(self) -> "pandas.DataFrame":
