@@ -279,6 +279,16 @@ class NeighbourSource:
             for column in range(first[1], last[1] + 1)
         ]
 
+    def worst_pixel(self, row: int) -> tuple[int, int]:
+        """Return the centre (y, x) of the patch with the highest score of an image.
+
+        The map's highest pixel may be another one: the map is blurred, the image's score is not.
+        """
+        scores = self.rule.patch_scores(self.nearest[self.check_row(row)])
+        position = np.unravel_index(int(scores.argmax()), self.bank.grid)
+        top, left, bottom, right = self.box_of(position)
+        return (top + bottom - 1) // 2, (left + right - 1) // 2
+
     def check_row(self, row: int) -> int:
         """Return the number of an image, or raise NeighbourError."""
         if not 0 <= row < len(self.predictions):

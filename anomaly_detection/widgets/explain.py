@@ -68,10 +68,11 @@ def close_up(
     """Return the place of a box enlarged to (side, side), with as much again on every side."""
     top, left, bottom, right = box
     height, width = bottom - top, right - left
-    part = Image.fromarray(with_box(picture, box)).crop(
+    part = Image.fromarray(picture).crop(
         (left - width, top - height, right + width, bottom + height)
     )
-    return np.asarray(part.resize((side, side), Image.Resampling.NEAREST))
+    enlarged = np.asarray(part.resize((side, side), Image.Resampling.NEAREST))
+    return with_box(enlarged, (side // 3, side // 3, side - side // 3, side - side // 3))
 
 # %% ../../nbs/44_explain.ipynb #e83df189
 def picture_tag(pixels: np.ndarray, width: int, kind: str = "png") -> str:
@@ -181,7 +182,7 @@ class Explain:
         self.viewer.on_click(lambda row, x, y: self.ask((y, x), row))
         self.widget = self._make_widget()
         self.state.observe(lambda change: self._forget(), "row")
-        self.ask(self._hottest())
+        self.ask(self.source.worst_pixel(self.row))
 
     @property
     def source(self) -> NeighbourSource:
@@ -213,11 +214,6 @@ class Explain:
             raise ViewError(f"area: expected one of {(*AREAS, WHOLE)}, got {value!r}")
         self._area = self.area_menu.value = value
         self._show_boxes()
-
-    def _hottest(self) -> tuple[int, int]:
-        """The pixel (y, x) of the current image with the highest value."""
-        place = np.argmax(self.predictions.map[self.row])
-        return tuple(int(part) for part in np.unravel_index(place, self.source.size))
 
     def ask(self, pixel: tuple[int, int], row: int | None = None) -> Why:
         """Ask about a pixel (y, x) of the current image, or of another row, and show the answer."""
