@@ -428,7 +428,7 @@ class Viewer:
         return self.state.predictions
 
     def _make_controls(self) -> ipywidgets.VBox:
-        state, small = self.state, ipywidgets.Layout(width="220px")
+        state, small = self.state, ipywidgets.Layout(width="190px")
         count = len(self.predictions)
         self.row_slider = ipywidgets.IntSlider(
             max=max(1, count - 1), value=state.row, description="image", layout=small
@@ -453,26 +453,25 @@ class Viewer:
         menus = [self._menu(name, CHOICES[name], small) for name in ("mode", "colour_map")]
         menus.append(self._scale_menu(small))
         for box in (contour, truth):
-            box.layout.width = "90px"
-        rows = ((self.row_slider, menus[0], menus[1]), (self.opacity_slider, menus[2]))
-        lines = [ipywidgets.HBox(controls) for controls in rows]
-        return ipywidgets.VBox([*lines, ipywidgets.HBox([threshold, contour, truth])])
+            box.layout.width = "85px"
+        pairs = ((self.row_slider, menus[0]), (self.opacity_slider, menus[1]))
+        lines = [ipywidgets.HBox(pair) for pair in (*pairs, (threshold, menus[2]))]
+        for control in (self.row_slider, self.opacity_slider, threshold, *menus):
+            control.style.description_width = "70px"
+        return ipywidgets.VBox([*lines, ipywidgets.HBox([contour, truth])])
 
     def _menu(
         self, name: str, options: Sequence[str], layout: ipywidgets.Layout
     ) -> ipywidgets.Dropdown:
-        menu = ipywidgets.Dropdown(
-            options=options, description=name.replace("_", " "), layout=layout
-        )
+        text = {"colour_map": "colours"}.get(name, name)
+        menu = ipywidgets.Dropdown(options=options, description=text, layout=layout)
         traitlets.link((self.state, name), (menu, "value"))
         return menu
 
     def _scale_menu(self, layout: ipywidgets.Layout) -> ipywidgets.Dropdown:
         rules = (("percentile", 99.9), ("percentile", 99.0), ("sigma", 3.0), ("sigma", 6.0))
         options = [(f"{rule} {value:g}", (rule, value)) for rule, value in rules]
-        menu = ipywidgets.Dropdown(
-            options=options, value=None, description="scale", layout=layout
-        )
+        menu = ipywidgets.Dropdown(options=options, description="scale", layout=layout)
         menu.disabled = self.predictions.map is None
         menu.observe(lambda change: self.state.set_scale(*change["new"]), "value")
         return menu

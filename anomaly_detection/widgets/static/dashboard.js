@@ -389,7 +389,11 @@ export function viewer(element, state) {
     context.fillStyle = "#c8c8c8";
     context.fillRect(0, 0, ...backing);
     const mode = state.get("mode");
-    if (photo && mode !== "map") context.drawImage(photo, left, top, w, h, 0, 0, ...backing);
+    if (photo && mode !== "map") {
+      // A small picture in place of the real one has fewer pixels than the map
+      const [fx, fy] = [photo.width / width, photo.height / height];
+      context.drawImage(photo, left * fx, top * fy, w * fx, h * fy, 0, 0, ...backing);
+    }
     const hasMap = item.map && item.map.byteLength > 0;
     let marked = { above: new Uint8Array(width * height), count: 0 };
     if (hasMap) {
@@ -508,6 +512,24 @@ export function viewer(element, state) {
     ask();
   });
   canvas.addEventListener("dblclick", wholeImage);
+  // The colour bar is a threshold for pixels that can be dragged
+  let barDragged = false;
+  const moveBar = (event) => {
+    const box = bar.getBoundingClientRect();
+    const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+    const [low, high] = state.get("scale");
+    change(state, { pixel_threshold: low + share * (high - low) });
+  };
+  bar.addEventListener("pointerdown", (event) => {
+    root.focus({ preventScroll: true });
+    bar.setPointerCapture(event.pointerId);
+    barDragged = true;
+    moveBar(event);
+  });
+  bar.addEventListener("pointermove", (event) => barDragged && moveBar(event));
+  for (const end of ["pointerup", "pointercancel"]) {
+    bar.addEventListener(end, () => { barDragged = false; });
+  }
 
   const stop = follow(state, ["item", "row", "threshold", "pixel_threshold", "opacity", "mode",
     "colour_map", "colour_maps", "scale", "zoom", "centre", "show_contour", "show_truth", "boxes",
@@ -630,8 +652,8 @@ function pixelStrips(state) {
 
 /** Points of ROC and of precision over recall: images from the kernel, pixels from the table. */
 function curvePoints(state) {
-  if (state.get("level") === "image") return state.get("curves");
   const table = pixelTable(state);
+  if (state.get("level") === "image" || !table) return state.get("curves");
   const { n_normal: normal, n_anomalous: anomalous } = table;
   const roc = [[1, 1]], pr = [];
   if (!normal || !anomalous) return null;
@@ -653,8 +675,8 @@ export function board(element, state) {
   const below = make("div", { className: "ad-below" }, root);
   const table = make("div", { className: "ad-confusion" }, below);
   const figures = make("div", { className: "ad-figures" }, below);
-  const roc = draw("svg", { class: "ad-roc", width: 170, height: 170 }, below);
-  const pr = draw("svg", { class: "ad-pr", width: 170, height: 170 }, below);
+  const roc = draw("svg", { class: "ad-roc", viewBox: "0 0 170 170" }, below);
+  const pr = draw("svg", { class: "ad-pr", viewBox: "0 0 170 170" }, below);
   let parts = null, painted = 0;
 
   const isImage = () => state.get("level") === "image" || !pixelTable(state);
@@ -953,6 +975,122 @@ export function gallery(element, state) {
     state.off("msg:custom", receive);
     pictures.forEach((address) => URL.revokeObjectURL(address));
   };
+}
+
+// ---------------------------------------------------------------- report
+
+const decode = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+/** Inflate gzip. */
+async function inflate(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Put the bytes of float32 numbers together again; the file has all first bytes, then all second. */
+function joinPlanes(planes) {
+  const count = planes.length / 4;
+  const bytes = new Uint8Array(planes.length);
+  for (let plane = 0; plane < 4; plane += 1) {
+    for (let i = 0; i < count; i += 1) bytes[4 * i + plane] = planes[plane * count + i];
+  }
+  return bytes;
+}
+
+/** A control of the page for one field of the state; Jupyter has its own widgets. */
+function control(parent, state, name, text, properties) {
+  const label = make("label", { textContent: `${text} ` }, parent);
+  const { options, ...rest } = properties;
+  const input = make(options ? "select" : "input", rest, label);
+  for (const option of options ?? []) make("option", { value: option, textContent: option }, input);
+  input.dataset.name = name;
+  const box = input.type === "checkbox";
+  const show = () => {
+    if (box) input.checked = state.get(name);
+    else if (input.value !== `${state.get(name)}`) input.value = state.get(name);
+  };
+  input.addEventListener("input", () => {
+    const value = box ? input.checked : options ? input.value : Number(input.value);
+    // An empty or half-typed number is no number yet
+    if (box || options || (input.value !== "" && Number.isFinite(value))) {
+      change(state, { [name]: value });
+    }
+  });
+  follow(state, [name], show);
+  show();
+}
+
+/** The whole report: `data` is what living_report.py wrote, `element` the place for it. */
+export function report(element, data) {
+  const values = { ...data.state };
+  for (const name of data.binary) values[name] = decode(values[name]);
+  for (const [name, text] of Object.entries(values.colour_maps)) {
+    values.colour_maps[name] = decode(text);
+  }
+  for (const name of data.table_binary) values.pixel_table[name] = decode(values.pixel_table[name]);
+  const state = new Store(values);
+  const items = new Map();
+
+  /** A row whose map is not in the file: its small picture has to do. */
+  function smallItem(row) {
+    const score = numbers(state.get("scores"), Float64Array)[row];
+    return { row, score, name: state.get("names")[row], defect_type: state.get("defect_types")[row],
+      note: "map not in this report", size: data.size, image: decode(data.thumbnails[row]),
+      map: new Uint8Array(0), mask: new Uint8Array(0) };
+  }
+  async function itemOf(row) {
+    if (items.has(row)) return items.get(row);
+    const stored = data.items[row];
+    if (!stored) return smallItem(row);
+    const item = { ...stored, image: decode(stored.image), mask: await inflate(decode(stored.mask)) };
+    item.map = joinPlanes(await inflate(decode(stored.map)));
+    items.set(row, item);
+    // The last few are kept unpacked
+    if (items.size > 32) items.delete(items.keys().next().value);
+    return item;
+  }
+  async function showRow() {
+    const row = state.get("row");
+    const item = await itemOf(row);
+    if (row === state.get("row")) state.set("item", item);
+  }
+  state.on("change:row", showRow);
+  state.answer = (message) => {
+    if (message.kind !== "thumbnails") return;
+    const pictures = message.rows.map((row) => decode(data.thumbnails[row]));
+    setTimeout(() => state.emit("msg:custom", message, pictures));
+  };
+
+  const top = make("div", { className: "ad-top" }, element);
+  const [left, right] = [make("div", {}, top), make("div", {}, top)];
+  const bar = make("div", { className: "ad-controls ad-view" }, left);
+  const wide = { type: "number", step: "any" };
+  if (data.has_pixels) control(bar, state, "level", "level", { options: ["image", "pixel"] });
+  control(bar, state, "threshold", "image limit", wide);
+  control(bar, state, "pixel_threshold", "pixel limit", wide);
+  const presets = make("div", { className: "ad-controls ad-view" }, left);
+  for (const preset of data.presets) {
+    const button = make("button", { textContent: preset.name, title: preset.text }, presets);
+    button.addEventListener("click", () => {
+      const rules = { ...state.get("rules") };
+      rules[preset.field] = { threshold: preset.threshold, text: preset.text };
+      change(state, { rules, [preset.field]: preset.threshold });
+    });
+  }
+  const looks = make("div", { className: "ad-controls ad-view" }, right);
+  control(looks, state, "mode", "mode", { options: MODES });
+  control(looks, state, "colour_map", "colours", { options: Object.keys(values.colour_maps) });
+  control(looks, state, "opacity", "opacity", { type: "range", min: 0, max: 1, step: 0.05 });
+  control(looks, state, "show_contour", "contour", { type: "checkbox" });
+  control(looks, state, "show_truth", "truth", { type: "checkbox" });
+  board(left, state);
+  viewer(right, state);
+  const sorting = make("div", { className: "ad-controls ad-view" }, element);
+  control(sorting, state, "order", "sort by", { options: ["row", "score", "margin", "defect type"] });
+  control(sorting, state, "reverse", "reverse", { type: "checkbox" });
+  gallery(element, state);
+  showRow();
+  return state;
 }
 
 // ---------------------------------------------------------------- Jupyter

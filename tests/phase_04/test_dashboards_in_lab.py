@@ -1,0 +1,84 @@
+"""What a person does with the dashboards in JupyterLab, a browser does: drag, click, press keys."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomaly_detection.predictions import Predictions
+from tests.browser import (
+    PATIENCE,
+    find_chromium,
+    keep_screenshot,
+    open_page,
+    run_all_cells,
+    running_lab,
+)
+from tests.hands import (
+    Screen,
+    use_the_board,
+    use_the_gallery,
+    use_the_pixel_level,
+    use_the_viewer,
+)
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
+# The notebook's runs, in the order in which they are cheap
+RUNS = {
+    "92_threshold_dashboard": "patchcore/demo/cap",
+    "90_eval_stfpm": "stfpm/demo/wood",
+    "91_eval_efficientad": "efficient_ad/mvtec/cap",
+}
+
+pytestmark = pytest.mark.xdist_group("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable, Path]]:
+    """One JupyterLab for all notebooks here, and its folder."""
+    find_chromium()
+    folder = tmp_path_factory.mktemp("lab")
+    with running_lab(folder) as address_of:
+        yield address_of, folder
+
+
+def ask_kernel(page: Any, panel: Any, code: str) -> str:
+    """Run code in a cell of its own, as a person would; return what it prints."""
+    editor = panel.locator(".jp-CodeCell .cm-content").last
+    editor.scroll_into_view_if_needed()
+    editor.click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    page.keyboard.insert_text(f"print('=>', {code})")
+    page.keyboard.press("Control+Enter")
+    output = panel.locator(".jp-OutputArea-output").filter(has_text="=>").last
+    output.wait_for(timeout=PATIENCE)
+    return output.inner_text().split("=>")[-1].strip()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_hands_on_a_notebook(name: str, lab: tuple[Callable, Path], tmp_path: Path):
+    address_of, folder = lab
+    with open_page() as (page, _):
+        panel = run_all_cells(page, address_of(NOTEBOOKS / f"{name}.ipynb"))
+        run = next(folder.glob(f"outputs/{RUNS[name]}/*/predictions"))
+        screen = Screen(page, panel, Predictions.load(run))
+        screen.board.scroll_into_view_if_needed()
+        screen.settle()
+        use_the_board(screen)
+        use_the_gallery(screen)
+        use_the_viewer(screen)
+        screen.board.scroll_into_view_if_needed()
+        keep_screenshot(page, name, tmp_path)
+        panel.get_by_role("button", name="pixel", exact=True).first.click()
+        use_the_pixel_level(screen)
+        keep_screenshot(page, f"{name}_pixel", tmp_path)
+        # The kernel has what the browser shows
+        said = ask_kernel(page, panel, "dashboard.pixel_threshold, list(dashboard.counts.values())")
+        values = [float(text) for text in re.findall(r"[-\d.e]+", said)]
+        assert values[0] == screen.threshold()
+        shown = screen.counts()
+        assert values[1:] == [shown[cell] for cell in ("found", "false_alarm", "missed", "passed")]
