@@ -101,7 +101,7 @@ class Compare:
         protocol: str = "honest",
         resamples: int = 1000,
         seed: int = 0,
-        width: int = 300,
+        width: int = 256,
     ) -> None:
         names = tuple(names)
         if len(set(names)) != 2 or "difference" in names:
