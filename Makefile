@@ -12,18 +12,26 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow parity bench lab lint pictures clean
+.PHONY: demo test test-slow browser parity bench lab lint pictures clean
 
 demo: $(VENV)/.installed
 	env -u OMP_NUM_THREADS $(BIN)/ad demo
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev browser
 	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS)
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-dev browser
 	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS) --flags slow
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup --slow
+
+# The browser tests drive Chromium: Debian's, installed where that is allowed; without it they skip
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	chromium fonts-dejavu-core >/dev/null; then command -v chromium; else \
+	echo "no Chromium, so the browser tests will skip: apt-get install chromium"; fi
 
 # Real Anomalib beside ours, in a second environment that is made on the first call; writes
 # docs/parity.md. make parity MODELS=padim,stfpm for some
@@ -37,9 +45,9 @@ bench: $(VENV)/.installed-dev
 lab: $(VENV)/.installed-dev
 	env -u OMP_NUM_THREADS $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
-# Fresh outputs for the two notebooks that keep their pictures, and the README's picture
-pictures: $(VENV)/.installed-dev
-	$(BIN)/python docs/make_pictures.py
+# Fresh outputs for the notebooks that keep their pictures, and the README's pictures
+pictures: $(VENV)/.installed-dev browser
+	$(BIN)/python -m docs.make_pictures
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check nbs tests experiments docs setup.py

@@ -119,7 +119,8 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 14px/1.5 system-ui, sans-serif; margin: 16px auto; max-width: 1240px; }}
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 16px auto; max-width: 1264px; }}
+body {{ padding: 0 12px; box-sizing: border-box; }}
 h1 {{ font-size: 20px; margin: 0 0 4px; }}
 table {{ border-collapse: collapse; margin: 8px 0; }}
 td {{ padding: 1px 14px 1px 0; }}

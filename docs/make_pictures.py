@@ -1,14 +1,17 @@
-"""Run the notebooks that keep their pictures, and draw the README's: python docs/make_pictures.py
+"""Run the notebooks that keep their pictures, and draw the README's: python -m docs.make_pictures
 
-Rewrites nbs/index.ipynb and nbs/90_eval_stfpm.ipynb in place with fresh outputs, and
-docs/images/demo_sheet.png. The demo set is the only source of pictures.
+Rewrites the notebooks that NOTEBOOKS names in place with fresh outputs, docs/images/demo_sheet.png,
+and docs/images/dashboard.png, which a browser draws. The demo set is the only source of pictures.
+Names of notebooks as arguments: only those.
 """
 
 import os
 import sys
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
@@ -18,12 +21,22 @@ from PIL import Image
 
 from anomaly_detection.cli import DEMO_WORDS, run_words
 from anomaly_detection.config import atomic_path
+from anomaly_detection.living_report import write_report
 from anomaly_detection.plots import plot_sheet
 from anomaly_detection.predictions import Predictions
+from tests.browser import open_page
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ("90_eval_stfpm", "index")
+NOTEBOOKS = (
+    "90_eval_stfpm",
+    "91_eval_efficientad",
+    "92_threshold_dashboard",
+    "93_compare_models",
+    "94_why_this_pixel",
+    "index",
+)
 README_PICTURE = ROOT / "docs" / "images" / "demo_sheet.png"
+DASHBOARD_PICTURE = ROOT / "docs" / "images" / "dashboard.png"
 
 
 def is_kept(output: dict) -> bool:
@@ -87,16 +100,36 @@ def draw_readme_picture(path: Path) -> None:
         temporary.write_bytes(shrink(buffer.getvalue(), width=900))
 
 
-def main() -> None:
-    """Do all of it, in the repository's own folders."""
+def draw_dashboard(path: Path, height: int = 960) -> None:
+    """Let a browser draw the dashboard of what `ad demo` found, with a mistake in the viewer."""
+    run = run_words([*DEMO_WORDS, "trainer.progress=false"])
+    with TemporaryDirectory() as folder:
+        report = write_report(run.predictions, Path(folder) / "report.html")
+        with open_page(width=1264, height=height) as (page, _):
+            page.goto(report.as_uri())
+            page.locator(".ad-cell[data-cell=missed]").click()
+            page.locator(".ad-tile").first.click()
+            page.locator(".ad-tab[data-cell=all]").click()
+            page.locator("select[data-name=order]").select_option("margin")
+            page.wait_for_timeout(1000)
+            page.evaluate("document.activeElement.blur()")
+            shot = page.screenshot()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(shrink(shot, width=1264))
+
+
+def main(names: Sequence[str] = ()) -> None:
+    """Do all of it, or some notebooks, in the repository's own folders."""
     stray = [name for name in os.environ if name.startswith("AD_PATHS_")]
     if stray:
         sys.exit(f"unset {', '.join(stray)}: the kept outputs show the default folders")
     os.chdir(ROOT)
-    for name in NOTEBOOKS:
+    for name in names or NOTEBOOKS:
         run_notebook(ROOT / "nbs" / f"{name}.ipynb")
-    draw_readme_picture(README_PICTURE)
+    if not names:
+        draw_readme_picture(README_PICTURE)
+        draw_dashboard(DASHBOARD_PICTURE)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -117,6 +117,16 @@ def use_the_gallery(screen: Screen) -> None:
         rows = list_rows(predictions, screen.threshold(), cell)
         assert screen.listed() == rows[:24]
     assert rows, "the middle of the scores finds something"
+    for order in ("score", "margin", "defect type", "row"):
+        menu = screen.panel.locator("select").filter(has_text="margin").first
+        menu.select_option(label=order)
+        wanted = list_rows(predictions, screen.threshold(), cell, order)[:24]
+        screen.page.wait_for_function(
+            "rows => rows === Array.from(document.querySelectorAll('.ad-tile'),"
+            " tile => tile.dataset.row).join()",
+            arg=",".join(map(str, wanted)),
+            timeout=PATIENCE,
+        )
     screen.page.wait_for_function(
         "() => [...document.querySelectorAll('.ad-tile img')].every(i => i.naturalWidth > 0)"
     )
@@ -174,6 +184,20 @@ def use_the_viewer(screen: Screen) -> None:
     screen.settle()
     assert (screen.pixels() == overlay).all()
     canvas = screen.viewer.locator("canvas.ad-canvas").bounding_box()
+    middle = (canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2)
+    screen.page.mouse.move(*middle)
+    screen.page.mouse.wheel(0, -300)
+    screen.page.wait_for_timeout(200)
+    near = screen.pixels()
+    assert (near != overlay).any()
+    screen.page.mouse.down()
+    screen.page.mouse.move(middle[0] + 60, middle[1] + 30, steps=3)
+    screen.page.mouse.up()
+    screen.settle()
+    assert (screen.pixels() != near).any()
+    screen.page.keyboard.press("0")
+    screen.settle()
+    assert (screen.pixels() == overlay).all()
     height, width = predictions.map.shape[1:]
     x, y = width // 2, height // 3
     screen.page.mouse.move(

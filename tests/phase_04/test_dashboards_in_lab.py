@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anomaly_detection.predictions import Predictions
@@ -55,6 +56,7 @@ def test_hands_on_a_notebook(name: str, lab: tuple[Callable, Path], tmp_path: Pa
         use_the_board(screen)
         use_the_gallery(screen)
         use_the_viewer(screen)
+        use_the_controls(panel, screen)
         screen.board.scroll_into_view_if_needed()
         keep_screenshot(page, name, tmp_path)
         panel.get_by_role("button", name="pixel", exact=True).first.click()
@@ -66,3 +68,46 @@ def test_hands_on_a_notebook(name: str, lab: tuple[Callable, Path], tmp_path: Pa
         assert values[0] == screen.threshold()
         shown = screen.counts()
         assert values[1:] == [shown[cell] for cell in ("found", "false_alarm", "missed", "passed")]
+
+
+def use_the_controls(panel: Any, screen: Screen) -> None:
+    """Sliders, boxes, menus and buttons of ipywidgets move what the views show."""
+    from playwright.sync_api import expect
+
+    before = screen.pixels()
+    slider = panel.locator(".widget-slider").filter(has_text="opacity").first
+    slider.locator(".noUi-handle").focus()
+    for _ in range(6):
+        screen.page.keyboard.press("ArrowLeft")
+    screen.settle()
+    assert (screen.pixels() != before).any()
+    for _ in range(6):
+        screen.page.keyboard.press("ArrowRight")
+    screen.settle()
+    assert (screen.pixels() == before).all()
+
+    # A score itself: what equals the threshold is not above it
+    scores = screen.predictions.select("test").score
+    limit = float(np.sort(scores)[len(scores) // 2])
+    box = panel.locator(".widget-text").filter(has_text="image limit").first.locator("input")
+    box.fill(repr(limit))
+    box.press("Enter")
+    screen.settle()
+    assert screen.threshold() == limit and screen.counts() == screen.expected()
+
+    ends = screen.viewer.locator(".ad-ends")
+    menu = panel.locator(".widget-dropdown").filter(has_text="sigma 6").first.locator("select")
+    menu.select_option(label="sigma 6")
+    expect(ends).to_contain_text("6 σ", timeout=PATIENCE)
+    menu.select_option(label="percentile 99.9")
+    expect(ends).to_contain_text("99.9 %", timeout=PATIENCE)
+
+    panel.get_by_role("button", name="false-alarm rate", exact=True).first.click()
+    honest = screen.predictions.thresholds().image.value
+    screen.page.wait_for_function(
+        "value => Number(document.querySelector('.ad-board').dataset.threshold) === value",
+        arg=honest,
+        timeout=PATIENCE,
+    )
+    assert screen.counts() == screen.expected()
+    assert "held-out normal images" in screen.board.locator(".ad-rule").inner_text()

@@ -1,5 +1,6 @@
 """The living report opens from a file and answers the same hands as the notebook."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,31 @@ def test_a_report_with_few_maps_says_so(tmp_path: Path):
         screen.shown_row(0)
         assert "map not in this report" in screen.viewer.locator(".ad-caption").inner_text()
         assert screen.above() == 0
+
+
+def test_a_report_of_little_opens(tmp_path: Path):
+    find_chromium()
+    whole = invented(tmp_path, 16, 64)
+    scores = whole.score.copy()
+    scores[:2] = np.inf, -np.inf
+    little = {
+        "no_maps": replace(whole, map=None, mask=None),
+        "no_masks": replace(whole, mask=None),
+        "no_truth": replace(whole, label=None, mask=None, split=None),
+        "only_normal": whole.take(np.arange(8)),
+        "one_image": whole.take([5]),
+        "infinite": replace(whole, score=scores, split=None),
+    }
+    for name, predictions in little.items():
+        path = write_report(predictions, tmp_path / f"{name}.html")
+        # The page's watch fails on any error of the script
+        with open_page() as (page, _):
+            page.goto(path.as_uri())
+            screen = Screen(page, page.locator("body"), predictions)
+            page.locator(".ad-viewer[data-row]").wait_for()
+            page.locator(".ad-tile").first.wait_for()
+            screen.drag(0.5)
+            assert screen.counts() == screen.expected(), name
 
 
 # From each move of the line to the frame after the one that painted it, in milliseconds

@@ -965,12 +965,21 @@ export function gallery(element, state) {
     if (row !== undefined) change(state, { row: Number(row) });
   });
 
-  const stop = follow(state, ["threshold", "cell", "order", "reverse", "page", "row", "scores"],
-    ask);
+  /** Other predictions have other pictures. */
+  function forget() {
+    pictures.forEach((address) => URL.revokeObjectURL(address));
+    for (const store of [pictures, asked, tiles]) store.clear();
+    ask();
+  }
+
+  const stops = [
+    follow(state, ["threshold", "cell", "order", "reverse", "page", "row"], ask),
+    follow(state, ["scores"], forget),
+  ];
   state.on("msg:custom", receive);
   ask();
   return () => {
-    stop();
+    stops.forEach((stop) => stop());
     ask.stop();
     state.off("msg:custom", receive);
     pictures.forEach((address) => URL.revokeObjectURL(address));
