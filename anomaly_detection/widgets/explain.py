@@ -144,7 +144,7 @@ def teaching_html(teaching: Teaching) -> str:
     ]
     note = "False alarms, missed and F1 are counted at the honest threshold, before and after."
     return (
-        f"<table class='ad-table'>{''.join(lines)}</table><small>{note} An image that taught is no "
+        f"<table class='ad-table' style='line-height:1.4'>{''.join(lines)}</table><small>{note} An image that taught is no "
         f"test any more.</small><ol>{''.join(entries)}</ol>"
     )
 
@@ -271,7 +271,7 @@ class Explain:
         if box is None:
             raise ViewError("pixel: nothing asked yet; click a pixel, or set area = 'whole image'")
         rows = self.teaching.accept(self.row, box=box)
-        self._update(f"The bank has {rows} more rows.")
+        self._update(f"{rows} row{'s' * (rows != 1)} more in the bank.")
         return rows
 
     def undo(self) -> bool:
