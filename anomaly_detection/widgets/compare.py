@@ -71,7 +71,8 @@ def table_html(table: "pandas.DataFrame", names: tuple[str, str]) -> str:
             cells.append(f"<td>{'<b>' + text + '</b>' if sure else text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{escape(text)}</th>" for text in ("metric", *names, "difference"))
-    return f"<table class='ad-table' style='line-height:1.4'><tr>{head}</tr>{''.join(lines)}</table>"
+    body = f"<tr>{head}</tr>{''.join(lines)}"
+    return f"<table class='ad-table' style='line-height:1.4'>{body}</table>"
 
 
 class DifferenceState(State):

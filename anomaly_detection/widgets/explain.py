@@ -144,8 +144,9 @@ def teaching_html(teaching: Teaching) -> str:
     ]
     note = "False alarms, missed and F1 are counted at the honest threshold, before and after."
     return (
-        f"<table class='ad-table' style='line-height:1.4'>{''.join(lines)}</table><small>{note} An image that taught is no "
-        f"test any more.</small><ol>{''.join(entries)}</ol>"
+        f"<table class='ad-table' style='line-height:1.4'>{''.join(lines)}</table>"
+        f"<small>{note} An image that taught is no test any more.</small>"
+        f"<ol>{''.join(entries)}</ol>"
     )
 
 # %% ../../nbs/44_explain.ipynb #b4a319cf

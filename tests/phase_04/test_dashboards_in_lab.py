@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from anomaly_detection.predictions import Predictions
 from tests.browser import (
+    PATIENCE,
     ask_kernel,
     find_chromium,
     keep_screenshot,
