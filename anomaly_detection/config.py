@@ -102,11 +102,12 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
 # %% ../nbs/00_config.ipynb #3346a1cd
 @dataclass
 class PathsConfig:
-    """Folders that are filled by hand, and the one that runs are written to."""
+    """Folders that are filled by hand, and those that runs write to."""
 
     datasets: str = setting(partial(default_path, "datasets"), "data sets, one folder each")
     backbones: str = setting(partial(default_path, "backbones"), "weight files")
     outputs: str = setting(partial(default_path, "outputs"), "run folders")
+    cache: str = setting(partial(default_path, "cache"), "decoded images and frozen features")
 
 
 @dataclass
@@ -159,6 +160,9 @@ class TrainerConfig:
         None, "looks without a better held-out loss before fitting stops", minimum=1
     )
     checkpoint_every: int = setting(1, "epochs between two checkpoints; 0 is none", minimum=0)
+    cache_gb: float = setting(
+        8, "decoded images and frozen features kept in paths.cache; 0 is off", minimum=0
+    )
     progress: bool = setting(True, "show a progress bar")
     tensorboard: bool = setting(False, "also log for TensorBoard (an extra) in the run folder")
 
@@ -481,7 +485,7 @@ def config_hash(config: DictConfig) -> str:
     """Return eight hexadecimal digits that name what a config computes."""
     plain = OmegaConf.to_container(config, resolve=True)
     del plain["paths"], plain["overwrite"]
-    for name in ("progress", "tensorboard", "num_workers"):
+    for name in ("progress", "tensorboard", "num_workers", "cache_gb"):
         del plain["trainer"][name]
     plain["dataset"]["root"] = str(Path(dataset_root(config)).resolve())
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]

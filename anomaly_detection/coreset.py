@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK_ROWS', 'CHUNK_ROWS_OTHERWISE', 'BLOCK_PICKS', 'CANDIDATES', 'ACTIVE_PART', 'PAIRS', 'chunks', 'CoresetError',
            'check_features', 'check_index', 'full_precision', 'chunk_workers', 'NearestCentre', 'pick_block',
-           'greedy_coreset', 'project', 'coreset_indices']
+           'greedy_coreset', 'random_projection', 'square_transform', 'coreset_indices']
 
 # %% ../nbs/01j_coreset.ipynb #7a71db8a
 import operator
@@ -114,26 +114,41 @@ class NearestCentre:
     `features` is (N, D). `bound` (N,) takes the first `seen` (N,) centres in the order of choice
     into account. For these it is exactly the minimum of float32 `torch.linalg.norm(features -
     centre, dim=1)`. Rows with a bound of at least `horizon` are up to date after `sharpen`. The
-    features are not copied. `each` is a function like `map`.
+    features are not copied. With `transform` (D, K) the rows are those of `features @ transform`,
+    computed a piece at a time. `each` is a function like `map`.
     """
 
-    def __init__(self, features: torch.Tensor, start: int, each: Callable = map) -> None:
+    def __init__(
+        self,
+        features: torch.Tensor,
+        start: int,
+        each: Callable = map,
+        transform: torch.Tensor | None = None,
+    ) -> None:
         self.features = features
         self.each = each
+        self.transform = transform
         limits = torch.finfo(torch.float32)
         self.rounding = (features.shape[1] + 16) * limits.eps
         self.underflow = (features.shape[1] + 16) * limits.tiny
-        self.mean = torch.zeros_like(features[0])
+        first = self.rows(torch.tensor([start], device=features.device))[0]
+        self.mean = torch.zeros_like(first)
         for part in chunks(features):
-            self.mean += features[part].sum(dim=0) / len(features)
+            self.mean += self.rows(part).sum(dim=0) / len(features)
         self.mean_norm = torch.linalg.norm(self.mean)
         self.to_mean = torch.empty_like(features[:, 0])
         self.bound = torch.empty_like(self.to_mean)
         for part in chunks(features):
-            self.to_mean[part] = torch.linalg.norm(features[part] - self.mean, dim=1)
-            self.bound[part] = torch.linalg.norm(features[part] - features[start], dim=1)
+            rows = self.rows(part)
+            self.to_mean[part] = torch.linalg.norm(rows - self.mean, dim=1)
+            self.bound[part] = torch.linalg.norm(rows - first, dim=1)
         self.seen = torch.ones_like(self.bound, dtype=torch.int32)
         self.horizon = torch.inf
+
+    def rows(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """The rows (n, K) between which distances are measured."""
+        rows = self.features[index]
+        return rows if self.transform is None else rows @ self.transform
 
     def _largest(self, rank: int) -> float:
         """The bound that has the given rank, counted from the largest one."""
@@ -159,9 +174,9 @@ class NearestCentre:
 
     def _update(self, index: torch.Tensor, picks: torch.Tensor) -> None:
         """Bring the rows `index` (n,) up to date; the first one has seen the fewest centres."""
-        rows, bound, to_mean = self.features[index], self.bound[index], self.to_mean[index]
+        rows, bound, to_mean = self.rows(index), self.bound[index], self.to_mean[index]
         for block in picks[int(self.seen[index[0]]) :].split(BLOCK_PICKS):
-            centres = self.features[block]
+            centres = self.rows(block)
             centred = centres - self.mean
             squares = centred.square().sum(dim=1)
             offset = torch.addmm(squares + 2 * (centred @ self.mean), rows, -2 * centred.T)
@@ -207,7 +222,7 @@ def pick_block(nearest: NearestCentre, picks: torch.Tensor, count: int, limit: i
     ties = len(candidates) == 0
     if ties:
         candidates = torch.nonzero(nearest.bound == level).squeeze(1)[:CANDIDATES]
-    rows, current, end = nearest.features[candidates], nearest.bound[candidates], count + limit
+    rows, current, end = nearest.rows(candidates), nearest.bound[candidates], count + limit
     while count < end:
         farthest, position = torch.max(current, dim=0)
         if farthest < level or (farthest == level and not ties):
@@ -221,7 +236,11 @@ def pick_block(nearest: NearestCentre, picks: torch.Tensor, count: int, limit: i
 
 # %% ../nbs/01j_coreset.ipynb #3cd9542d
 def greedy_coreset(
-    features: torch.Tensor | np.ndarray, size: int, start: int, progress: bool = True
+    features: torch.Tensor | np.ndarray,
+    size: int,
+    start: int,
+    progress: bool = True,
+    transform: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Choose `size` rows of `features` (N, D) by k-centre greedy, beginning with row `start`.
 
@@ -231,7 +250,8 @@ def greedy_coreset(
     one with the lowest index. A row that coincides with a pick is not taken, until nothing else
     is left: then row 0 fills the rest (Anomalib 2.7.0 does the same). Works on the features'
     device; beside the features it needs three numbers for each row and some megabytes.
-    `progress` shows a bar with the time left.
+    `progress` shows a bar with the time left. With `transform` (D, K), float32, distances are
+    those between the rows of `features @ transform`, which is never held as a whole.
 
     Raises `CoresetError` for empty or non-finite features, or a size or start out of range.
     """
@@ -244,7 +264,7 @@ def greedy_coreset(
     count = 1
     bar = tqdm(total=size, initial=1, desc="coreset", unit="row", disable=not progress)
     with full_precision(device_type), chunk_workers(device_type) as each, bar:
-        nearest = NearestCentre(features, start, each)
+        nearest = NearestCentre(features, start, each, transform)
         while count < size and nearest.bound.max() > 0:
             count = pick_block(nearest, picks, count, min(BLOCK_PICKS, size - count))
             bar.update(count - bar.n)
@@ -252,8 +272,9 @@ def greedy_coreset(
     return picks.cpu()
 
 # %% ../nbs/01j_coreset.ipynb #5d8b6b17
-def project(features: torch.Tensor) -> torch.Tensor:
-    """Project `features` (N, D) to (N, M) by Anomalib's sparse random projection with eps = 0.9.
+def random_projection(features: torch.Tensor) -> torch.Tensor:
+    """Draw Anomalib's sparse random projection with eps = 0.9 for `features` (N, D); returns the
+    matrix (M, D).
 
     M is the Johnson-Lindenstrauss dimension, 4 ln N / 0.162 (303 for 214,016 rows), whatever D is.
     Consumes the global generators of torch and numpy just as Anomalib 2.7.0 does.
@@ -263,11 +284,19 @@ def project(features: torch.Tensor) -> torch.Tensor:
         SparseRandomProjection,
     )
 
-    projection = SparseRandomProjection(eps=0.9)
-    projection.fit(features)
-    return projection.transform(features)
+    return SparseRandomProjection(eps=0.9).fit(features).sparse_random_matrix
 
 # %% ../nbs/01j_coreset.ipynb #8bdd7b23
+def square_transform(projection: torch.Tensor) -> torch.Tensor | None:
+    """Return L (D, D) with |v L| = |P v| for every v, for P (M, D); None if P loses a direction."""
+    wide = projection.double()
+    factor, failed = torch.linalg.cholesky_ex(wide.T @ wide)
+    # A tiny pivot is a direction that is lost but for rounding
+    if failed or factor.diagonal().min() < 1e-4 * factor.diagonal().max():
+        return None
+    return factor.float()
+
+# %% ../nbs/01j_coreset.ipynb #4f5c881d
 def coreset_indices(
     features: torch.Tensor, sampling_ratio: float, progress: bool = True
 ) -> torch.Tensor:
@@ -293,7 +322,15 @@ def coreset_indices(
             "coreset_sampling_ratio: expected a share above 0 and at most 1 that leaves at least "
             f"one row of {len(features)}, got {sampling_ratio!r}"
         )
-    features = features.detach()
-    reduced = project(features) if features.ndim == 2 else features.flatten(start_dim=1)
-    start = int(torch.randint(high=len(reduced), size=(1,), device=reduced.device))
-    return greedy_coreset(reduced, int(len(features) * sampling_ratio), start, progress)
+    features, transform = features.detach(), None
+    if features.ndim == 2:
+        projection = random_projection(features).to(features.dtype)
+        if features.dtype == torch.float32:
+            transform = square_transform(projection)
+        if transform is None:
+            features = features @ projection.T
+    features = features.flatten(start_dim=1)
+    start = int(torch.randint(high=len(features), size=(1,), device=features.device))
+    return greedy_coreset(
+        features, int(len(features) * sampling_ratio), start, progress, transform
+    )

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ if "AD_PATHS_DATASETS" in os.environ:
     os.environ["AD_TEST_IMAGES"] = str(Path(os.environ["AD_PATHS_DATASETS"]).resolve())
 for name in ("DATASETS", "BACKBONES", "OUTPUTS"):
     os.environ.pop(f"AD_PATHS_{name}", None)
+# One cache for all tests, which go with it (test processes inherit the name)
+if "AD_TEST_CACHE" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="ad-test-cache-")
+    os.environ["AD_TEST_CACHE"] = os.environ["AD_PATHS_CACHE"] = CACHE.name
 
 
 def find_datasets() -> Path:

@@ -81,6 +81,7 @@ class DfkdeTrainer(CollectTrainer):
     kind: ClassVar[str] = "kernel density, no maps"
     cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = DfkdeConfig
+    frozen: ClassVar[str | None] = "feature_extractor"
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     has_map: ClassVar[bool] = False

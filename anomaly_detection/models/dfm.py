@@ -54,6 +54,7 @@ class DfmTrainer(CollectTrainer):
     kind: ClassVar[str] = "linear subspace"
     cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = DfmConfig
+    frozen: ClassVar[str | None] = "feature_extractor"
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
     check_words: ClassVar[tuple[str, ...]] = (
         "model.backbone=tf_efficientnet_lite0",

@@ -42,6 +42,7 @@ class MhPatchcoreTrainer(CollectTrainer):
     kind: ClassVar[str] = "whitened memory bank"
     cost: ClassVar[str] = "under 2 h on 2 cores"
     Config: ClassVar[type] = MhPatchcoreConfig
+    frozen: ClassVar[str | None] = "feature_extractor"
     transform: ClassVar[Transform] = Transform(image_size=(256, 256), center_crop=(224, 224))
     channels_last: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 3}

@@ -40,7 +40,6 @@ class PatchcoreRule(BankRule):
     """
 
     num_neighbors: int = 9
-    channels_last: ClassVar[bool] = True
 
     def distances(self, queries: Tensor, rows: Tensor) -> Tensor:
         """Distances (n, m) of `queries` (n, D) and `rows` (m, D)."""
@@ -62,23 +61,36 @@ class PatchcoreRule(BankRule):
 # %% ../../nbs/05_patchcore.ipynb #900ab0c3
 @register
 class PatchcoreTrainer(BankTrainer):
-    """Fit a memory bank of normal patches."""
+    """Fit a memory bank of normal patches.
+
+    Attributes:
+        patches: while they are collected, (N * h * w, D) features of all training images.
+    """
 
     name: ClassVar[str] = "patchcore"
     kind: ClassVar[str] = "memory bank"
     cost: ClassVar[str] = "minutes on 2 cores"
     Config: ClassVar[type] = PatchcoreConfig
     Rule: ClassVar[type] = PatchcoreRule
+    frozen: ClassVar[str | None] = "feature_extractor"
     channels_last: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 1}
+    # The size of a batch decides no number; a small one needs less memory
+    defaults: ClassVar[dict[str, Any]] = {
+        "trainer.max_epochs": 1,
+        "trainer.batch_size": 8,
+        "trainer.eval_batch_size": 8,
+    }
     check_words: ClassVar[tuple[str, ...]] = (
         "model.backbone=tf_efficientnet_lite0",
         "model.layers=blocks.2,blocks.4",
         "transform.image_size=64",
     )
 
+    patches: Tensor | None = None
+
     def build_model(self) -> nn.Module:
         """Anomalib's PatchcoreModel with an empty bank."""
+        self.patches = None
         settings = self.config.model
         model = torch_model_class("patchcore")(
             layers=list(settings.layers),
@@ -89,7 +101,7 @@ class PatchcoreTrainer(BankTrainer):
         return model.half() if settings.precision == "float16" else model
 
     def collect(self, batch: Any) -> None:
-        """Store the batch's patches and remember the feature grid."""
+        """Store the batch's patches in their place and remember the feature grid."""
         grids: list[torch.Size] = []
         # The pooler sees one layer after the other; the bank lives on the grid of the first
         handle = self.model.feature_pooler.register_forward_hook(
@@ -98,11 +110,18 @@ class PatchcoreTrainer(BankTrainer):
         super().collect(batch)
         handle.remove()
         self.bank_grid = tuple(grids[0])
+        patches = self.model.embedding_store.pop()
+        per_image = len(patches) // len(batch)
+        if self.patches is None:
+            # In one piece from the beginning: joining pieces would need twice the memory
+            size = (len(self.train_records) * per_image, patches.shape[1])
+            self.patches = patches.new_empty(size)
+        first = int(batch.index[0]) * per_image
+        self.patches[first : first + len(patches)] = patches
 
     def finish_pass(self, number: int) -> None:
         """Thin the stored patches to the coreset."""
-        features = torch.vstack(self.model.embedding_store)
-        self.model.embedding_store.clear()
+        features, self.patches = self.patches, None
         chosen = coreset_indices(
             features, self.config.model.coreset_sampling_ratio, self.config.trainer.progress
         )

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 
 from anomaly_detection.config import atomic_path, load_config, text_table
-from anomaly_detection.coreset import project
+from anomaly_detection.coreset import random_projection
 from anomaly_detection.datasets import open_dataset
 from anomaly_detection.models import create_trainer
 from anomaly_detection.predictions import Predictions
@@ -51,6 +52,7 @@ class Bench:
         self.scratch = scratch
         self.count = count
         self.workers = workers
+        self.cache = scratch / "cache"
         self.anomalib_python = environment_python(make_environment())
 
     def large_bottle(self) -> Path:
@@ -80,18 +82,29 @@ class Bench:
         command = [sys.executable, "-m", "bench.product_run", json.dumps(order)]
         return partial(start, command, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
 
-    def train(self, model: str, *words: str) -> Callable[[], Callable[[], Measured]]:
-        """Return what starts `ad train` with the settings that Anomalib gets."""
+    def train(
+        self, model: str, *words: str, warm: bool = False
+    ) -> Callable[[], Callable[[], Measured]]:
+        """Return what starts `ad train` with the settings that Anomalib gets, and first empties the
+        cache unless it shall be `warm`.
+        """
         said = [f"model={model}", f"model.backbone={EMBEDDED}"]
         for name, value in MODELS[model].items():
             text = ",".join(value) if isinstance(value, list) else value
             said.append(f"model.{name}={text}")
         said += [f"dataset.root={self.large_bottle()}", "dataset=mvtec", "category=bottle"]
         said += [f"trainer.max_epochs={EPOCHS.get(model, 1)}", "dataset.held_out=0"]
-        said += ["overwrite=true", "trainer.progress=false", "trainer.device=cpu", *words]
+        said += ["overwrite=true", "trainer.progress=false", "trainer.device=cpu"]
         command = [AD, "train", *said]
-        command += [f"paths.outputs={self.scratch / 'outputs'}"]
-        return partial(start, command)
+        command += [f"paths.outputs={self.scratch / 'outputs'}", f"paths.cache={self.cache}"]
+        command += words
+
+        def start_it() -> Callable[[], Measured]:
+            if not warm:
+                shutil.rmtree(self.cache, ignore_errors=True)
+            return start(command)
+
+        return start_it
 
     def compare(
         self, what: str, ours: Callable, theirs: Callable, note: str, memory: bool = True
@@ -144,7 +157,8 @@ def bench_coreset(bench: Bench) -> list[dict[str, Any]]:
     extrapolated.
     """
     folder = str(bench.scratch)
-    features = project(bottle_features(bench))[:200_000, :295].contiguous()
+    features = bottle_features(bench)
+    features = (features @ random_projection(features).T)[:200_000, :295].contiguous()
     np.save(bench.scratch / "features.npy", features.numpy())
     size = len(features) // 10
     theirs = bench.anomalib(what="coreset", folder=folder, size=NEIGHBOURS)
@@ -175,9 +189,7 @@ def bottle_features(bench: Bench) -> torch.Tensor:
     trainer.build()
     trainer.model.train()
     with torch.no_grad():
-        for batch in trainer.loader(data.train, 32):
-            trainer.model(batch.image)
-    return torch.vstack(trainer.model.embedding_store)
+        return torch.vstack([trainer.model(batch.image) for batch in trainer.loader(data.train, 8)])
 
 
 def bench_metrics(bench: Bench) -> list[dict[str, Any]]:

@@ -119,6 +119,9 @@ MODELS: dict[str, Settings] = {
         job={"pre_processor": {"center_crop_size": [96, 96]}},
         real={"image_size": [112, 112]},
         small={"image_size": [112, 112]},
+        # To random weights all images look alike but for rounding, which differs between
+        # processors: the record compares with all of them.
+        small_kwargs={"k_image": 150},
         weights={TINY_DINO: "random"},
     ),
     # The student's training is chaotic: with three layers a change in the last bit of a pixel moves

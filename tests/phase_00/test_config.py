@@ -119,6 +119,7 @@ def test_the_hash_names_what_is_computed():
     words = ["model=padim", "dataset=mvtec", "category=bottle"]
     base = config_hash(resolve(words).config)
     same = ["overwrite=true", "paths.outputs=/x", "trainer.progress=false", "trainer.seed=0"]
+    same += ["paths.cache=/x", "trainer.cache_gb=0"]
     assert all(config_hash(resolve([*words, word]).config) == base for word in same)
     other = ["trainer.seed=1", "protocol=literature", "dataset.root=/x", "transform.image_size=128"]
     assert len({base, *(config_hash(resolve([*words, word]).config) for word in other)}) == 5

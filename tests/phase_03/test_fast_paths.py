@@ -1,13 +1,16 @@
 """What is done for speed changes no answer: the plain way gives the same scores and maps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from anomaly_detection import dataloader
 from anomaly_detection.checks import difference
 from anomaly_detection.datasets import AnomalyDataset, open_dataset
-from anomaly_detection.models import create_trainer, recipe_class
+from anomaly_detection.frozen_features import FrozenFeatures
+from anomaly_detection.models import create_trainer, list_models, recipe_class
 from anomaly_detection.predictions import Predictions
 
 LITE0 = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"]}
@@ -16,7 +19,9 @@ ARGUMENTS = {
     "patchcore": LITE0 | {"coreset_sampling_ratio": 0.1},
     "dfkde": LITE0 | {"layers": ["blocks.4"], "n_pca_components": 6},
     "mh_patchcore": LITE0 | {"memory_bank_size": 50, "local_coreset_size": 20},
+    "dfm": {"backbone": "tf_efficientnet_lite0", "layer": "blocks.2", "pooling_kernel_size": 2},
 }
+CHANNELS_LAST = [name for name in ARGUMENTS if recipe_class(name).channels_last]
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +37,69 @@ def predictions_of(name: str, data: AnomalyDataset, *words: str) -> Predictions:
     return trainer.fit(data.train[:12]).predict(data.test[::5])
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+def assert_same_bits(one: Predictions, other: Predictions) -> None:
+    """Scores and maps are equal, not only close."""
+    np.testing.assert_array_equal(one.score, other.score)
+    if one.map is not None:
+        np.testing.assert_array_equal(one.map, other.map)
+
+
+@pytest.mark.parametrize("name", CHANNELS_LAST)
 def test_the_memory_layout_changes_rounding_alone(
     name: str, data: AnomalyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_class(name)
-    assert recipe.channels_last
     fast = predictions_of(name, data)
-    monkeypatch.setattr(recipe, "channels_last", False)
+    monkeypatch.setattr(recipe_class(name), "channels_last", False)
     plain = predictions_of(name, data)
     assert difference(plain, fast) < 1e-4
 
 
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_features_of_single_images_change_rounding_alone(
+    name: str, data: AnomalyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = predictions_of(name, data)
+    monkeypatch.setattr(recipe_class(name), "frozen", None)
+    plain = predictions_of(name, data)
+    assert difference(plain, fast) < 1e-4
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_cache_changes_no_bit_and_spares_the_work(
+    name: str, data: AnomalyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = f"paths.cache={tmp_path}"
+    without = predictions_of(name, data, here, "trainer.cache_gb=0")
+    assert not list(tmp_path.iterdir())
+    first = predictions_of(name, data, here)
+    assert list(tmp_path.iterdir())
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("decoded or computed again")
+
+    monkeypatch.setattr(dataloader, "load_image", refuse)
+    monkeypatch.setattr(FrozenFeatures, "compute", refuse)
+    second = predictions_of(name, data, here)
+    assert_same_bits(without, first)
+    assert_same_bits(without, second)
+
+
+def test_one_models_features_serve_another(
+    data: AnomalyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = f"paths.cache={tmp_path}"
+    predictions_of("padim", data, here)
+    monkeypatch.setattr(FrozenFeatures, "compute", None)
+    predictions_of("patchcore", data, here)
+
+
 def test_reading_ahead_changes_nothing(data: AnomalyDataset) -> None:
-    plain = predictions_of("padim", data, "trainer.num_workers=0")
-    fast = predictions_of("padim", data, "trainer.num_workers=3")
-    np.testing.assert_array_equal(plain.score, fast.score)
-    np.testing.assert_array_equal(plain.map, fast.map)
+    plain = predictions_of("padim", data, "trainer.num_workers=0", "trainer.cache_gb=0")
+    fast = predictions_of("padim", data, "trainer.num_workers=3", "trainer.cache_gb=0")
+    assert_same_bits(plain, fast)
 
 
-def test_every_recipe_of_this_layout_is_compared(tmp_path: Path) -> None:
-    from anomaly_detection.models import list_models
-
-    assert sorted(n for n in list_models() if recipe_class(n).channels_last) == sorted(ARGUMENTS)
+def test_every_recipe_with_a_fast_path_is_compared() -> None:
+    recipes = {name: recipe_class(name) for name in list_models()}
+    fast = {name for name, recipe in recipes.items() if recipe.channels_last or recipe.frozen}
+    assert fast == set(ARGUMENTS)

@@ -86,6 +86,7 @@ def test_any_teaching_equals_the_torch_model(asked, seed):
             teaching.accept(row, box=(top, left, top + 12, left + 9))
     expected = scored_by_the_model(asked, teaching)
     assert np.array_equal(teaching.predictions.score, expected.score)
+    # Bit for bit here; another processor's matrix products may round otherwise
     tolerance = 1e-5 * np.ptp(source.predictions.map)
     assert np.abs(teaching.predictions.map - expected.map).max() <= tolerance
     while teaching.undo():
