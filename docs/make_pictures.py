@@ -27,7 +27,14 @@ from anomaly_detection.predictions import Predictions
 from tests.browser import open_page
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ("90_eval_stfpm", "91_eval_efficientad", "92_threshold_dashboard", "index")
+NOTEBOOKS = (
+    "90_eval_stfpm",
+    "91_eval_efficientad",
+    "92_threshold_dashboard",
+    "93_compare_models",
+    "94_why_this_pixel",
+    "index",
+)
 README_PICTURE = ROOT / "docs" / "images" / "demo_sheet.png"
 DASHBOARD_PICTURE = ROOT / "docs" / "images" / "dashboard.png"
 

@@ -183,6 +183,23 @@ def run_all_cells(page: Any, address: str) -> Any:
     return panel
 
 
+def ask_kernel(page: Any, panel: Any, code: str) -> str:
+    """Run code in a cell of its own, as a person would; return what it prints."""
+    outputs = panel.locator(".jp-OutputArea-output").filter(has_text="=>")
+    asked = outputs.count()
+    editor = panel.locator(".jp-CodeCell .cm-content").last
+    editor.scroll_into_view_if_needed()
+    editor.click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    page.keyboard.insert_text(f"print('=>', {code})")
+    page.keyboard.press("Control+Enter")
+    output = outputs.nth(asked)
+    output.wait_for(timeout=PATIENCE)
+    return output.inner_text().split("=>")[-1].strip()
+
+
 def keep_screenshot(page: Any, name: str, tmp_path: Path) -> Path:
     """Store what the page shows, in BROWSER_SCREENSHOTS if that is set."""
     folder = Path(os.environ.get("BROWSER_SCREENSHOTS", tmp_path))

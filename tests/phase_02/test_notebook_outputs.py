@@ -17,6 +17,8 @@ KEPT = {
     "90_eval_stfpm": 4,
     "91_eval_efficientad": 3,
     "92_threshold_dashboard": 3,
+    "93_compare_models": 2,
+    "94_why_this_pixel": 3,
 }
 ABSOLUTE_PATH = re.compile(r"(?:^|[\s'\"(=])(?:/\w[\w.-]*/|[A-Z]:\\)", re.MULTILINE)
 

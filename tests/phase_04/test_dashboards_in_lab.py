@@ -11,6 +11,7 @@ import pytest
 from anomaly_detection.predictions import Predictions
 from tests.browser import (
     PATIENCE,
+    ask_kernel,
     find_chromium,
     keep_screenshot,
     open_page,
@@ -43,21 +44,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable, Pa
     folder = tmp_path_factory.mktemp("lab")
     with running_lab(folder) as address_of:
         yield address_of, folder
-
-
-def ask_kernel(page: Any, panel: Any, code: str) -> str:
-    """Run code in a cell of its own, as a person would; return what it prints."""
-    editor = panel.locator(".jp-CodeCell .cm-content").last
-    editor.scroll_into_view_if_needed()
-    editor.click()
-    page.keyboard.press("Escape")
-    page.keyboard.press("b")
-    page.keyboard.press("Enter")
-    page.keyboard.insert_text(f"print('=>', {code})")
-    page.keyboard.press("Control+Enter")
-    output = panel.locator(".jp-OutputArea-output").filter(has_text="=>").last
-    output.wait_for(timeout=PATIENCE)
-    return output.inner_text().split("=>")[-1].strip()
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -273,6 +273,11 @@ export function viewer(element, state) {
   }
 
   function paintCaption(item) {
+    // A difference of two maps has no verdict
+    if (state.get("caption")) {
+      caption.textContent = `${state.get("caption")} · ${item.name}`;
+      return;
+    }
     const cell = cellsOf(state)[state.get("row")];
     const names = { missed: "MISSED", false_alarm: "FALSE ALARM", unknown: "unknown truth" };
     caption.replaceChildren();
