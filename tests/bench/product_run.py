@@ -35,9 +35,23 @@ def metrics(order: dict) -> dict:
     return {"seconds": time.perf_counter() - started, "metrics": found}
 
 
+def grow(order: dict) -> dict:
+    """Fit on the first `count` generated caps, score 20 and compute their metrics."""
+    from anomaly_detection.datasets import open_dataset
+    from anomaly_detection.models import create_trainer
+
+    data = open_dataset("mvtec", root=order["root"], category="cap")
+    trainer = create_trainer(order["model"], [*order["words"], "trainer.progress=false"])
+    started = time.perf_counter()
+    trainer.fit(data.train[: order["count"]])
+    found = trainer.predict(data.test[::2][:20]).metrics()
+    return {"seconds": time.perf_counter() - started, "metrics": found["image_auroc"]}
+
+
 def main() -> None:
     order = json.loads(sys.argv[1])
-    print(json.dumps({"coreset": coreset, "metrics": metrics}[order["what"]](order)))
+    kinds = {"coreset": coreset, "metrics": metrics, "grow": grow}
+    print(json.dumps(kinds[order["what"]](order)))
 
 
 if __name__ == "__main__":

@@ -333,7 +333,13 @@ versions and machine.
 Each ratio is ours over Anomalib 2.7.0's, the median of pairs of runs that ran one after the other
 on the same machine, with the same images, backbone (EfficientNet-Lite0) and settings. A whole
 process is measured where nothing else is said: imports, fit, prediction, metrics, files. Seconds
-are medians too, and of this machine only.
+are medians too, and of this machine only. A first run starts with an empty cache and fills it. In
+the rows "second run" and "two runs side by side" the other side is our own run.
+
+How time and memory grow with the number and the size of images, from `python -m tests.bench.growth`
+(figures in `growth.json`):
+
+![seconds and peak memory against images and pixels](images/growth.png)
 """
 
 

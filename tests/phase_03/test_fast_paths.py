@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomaly_detection import dataloader
+from anomaly_detection import dataloader, trainer
 from anomaly_detection.checks import difference
 from anomaly_detection.datasets import AnomalyDataset, open_dataset
 from anomaly_detection.frozen_features import FrozenFeatures
@@ -33,8 +33,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> AnomalyDataset:
 def predictions_of(name: str, data: AnomalyDataset, *words: str) -> Predictions:
     """Fit on twelve images, predict every fifth test image."""
     words = ["transform.image_size=64", "trainer.progress=false", "trainer.batch_size=4", *words]
-    trainer = create_trainer(name, [*words, "transform.center_crop=[]"], **ARGUMENTS[name])
-    return trainer.fit(data.train[:12]).predict(data.test[::5])
+    fitted = create_trainer(name, [*words, "transform.center_crop=[]"], **ARGUMENTS[name])
+    return fitted.fit(data.train[:12]).predict(data.test[::5])
 
 
 def assert_same_bits(one: Predictions, other: Predictions) -> None:
@@ -44,24 +44,27 @@ def assert_same_bits(one: Predictions, other: Predictions) -> None:
         np.testing.assert_array_equal(one.map, other.map)
 
 
-@pytest.mark.parametrize("name", CHANNELS_LAST)
-def test_the_memory_layout_changes_rounding_alone(
+@pytest.mark.parametrize(
+    ("name", "fast_path", "plain_way"),
+    [(name, "channels_last", False) for name in CHANNELS_LAST]
+    + [(name, "frozen", None) for name in ARGUMENTS],
+)
+def test_the_fast_path_changes_rounding_alone(
+    name: str, fast_path: str, plain_way: Any, data: AnomalyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = predictions_of(name, data)
+    assert getattr(recipe_class(name), fast_path) != plain_way
+    monkeypatch.setattr(recipe_class(name), fast_path, plain_way)
+    assert difference(predictions_of(name, data), fast) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["patchcore", "padim"])
+def test_the_blur_by_lines_changes_rounding_alone(
     name: str, data: AnomalyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = predictions_of(name, data)
-    monkeypatch.setattr(recipe_class(name), "channels_last", False)
-    plain = predictions_of(name, data)
-    assert difference(plain, fast) < 1e-4
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_features_of_single_images_change_rounding_alone(
-    name: str, data: AnomalyDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fast = predictions_of(name, data)
-    monkeypatch.setattr(recipe_class(name), "frozen", None)
-    plain = predictions_of(name, data)
-    assert difference(plain, fast) < 1e-4
+    monkeypatch.setattr(trainer, "blur_faster", lambda model: None)
+    assert difference(predictions_of(name, data), fast) < 1e-4
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

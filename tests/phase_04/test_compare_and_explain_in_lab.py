@@ -1,7 +1,7 @@
 """Compare and explain in JupyterLab: choose, zoom, click a pixel, say that it is fine, undo."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,14 @@ from anomaly_detection.predictions import Predictions
 from tests.browser import (
     PATIENCE,
     ask_kernel,
-    find_chromium,
     keep_screenshot,
     open_page,
     run_all_cells,
-    running_lab,
 )
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
 
 pytestmark = pytest.mark.xdist_group("lab")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable, Path]]:
-    """One JupyterLab for both notebooks, and its folder."""
-    find_chromium()
-    folder = tmp_path_factory.mktemp("lab")
-    with running_lab(folder) as address_of:
-        yield address_of, folder
 
 
 def stored(folder: Path, model: str) -> Predictions:

@@ -1,7 +1,7 @@
 """What a person does with the dashboards in JupyterLab, a browser does: drag, click, press keys."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ from anomaly_detection.predictions import Predictions
 from tests.browser import (
     PATIENCE,
     ask_kernel,
-    find_chromium,
     keep_screenshot,
     open_page,
     run_all_cells,
-    running_lab,
 )
 from tests.hands import (
     Screen,
@@ -35,15 +33,6 @@ RUNS = {
 }
 
 pytestmark = pytest.mark.xdist_group("lab")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable, Path]]:
-    """One JupyterLab for all notebooks here, and its folder."""
-    find_chromium()
-    folder = tmp_path_factory.mktemp("lab")
-    with running_lab(folder) as address_of:
-        yield address_of, folder
 
 
 @pytest.mark.parametrize("name", RUNS)
