@@ -132,16 +132,21 @@ class NearestCentre:
         self.rounding = (features.shape[1] + 16) * limits.eps
         self.underflow = (features.shape[1] + 16) * limits.tiny
         first = self.rows(torch.tensor([start], device=features.device))[0]
-        self.mean = torch.zeros_like(first)
+        # The mean of the rows is the row of the mean
+        mean = torch.zeros_like(features[0])
         for part in chunks(features):
-            self.mean += self.rows(part).sum(dim=0) / len(features)
+            mean += features[part].sum(dim=0) / len(features)
+        self.mean = mean if transform is None else mean @ transform
         self.mean_norm = torch.linalg.norm(self.mean)
         self.to_mean = torch.empty_like(features[:, 0])
         self.bound = torch.empty_like(self.to_mean)
-        for part in chunks(features):
+
+        def measure(part: slice) -> None:
             rows = self.rows(part)
             self.to_mean[part] = torch.linalg.norm(rows - self.mean, dim=1)
             self.bound[part] = torch.linalg.norm(rows - first, dim=1)
+
+        list(each(measure, chunks(features)))
         self.seen = torch.ones_like(self.bound, dtype=torch.int32)
         self.horizon = torch.inf
 
