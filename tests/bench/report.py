@@ -126,6 +126,7 @@ class Bench:
             "anomalib": round(pair.theirs, 3),
             "ratio": round(pair.ratio, 4),
             "memory_ratio": None if pair.memory_ratio is None else round(pair.memory_ratio, 3),
+            "pairs": self.count,
             "note": note,
             "versions": software_versions(),
             "machine": machine(),
@@ -347,7 +348,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """A row as texts."""
     memory = "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}"
     figures = [f"{row['ours']:.2f}", f"{row['anomalib']:.2f}", f"{row['ratio']:.3f}", memory]
-    return [row["what"], *figures, row["note"]]
+    return [row["what"], *figures, f"{row.get('pairs', 3)} pairs: {row['note']}"]
 
 
 def main() -> int:
