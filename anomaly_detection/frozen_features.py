@@ -24,9 +24,14 @@ from anomaly_detection.cache import (
 
 # %% ../nbs/00e_frozen_features.ipynb #f30635e2
 def shared_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module with the same parameters and buffers, not copies of them."""
+    """Return a copy of a module with the same parameters and buffers, not copies of them.
+
+    It computes, even if `answering` holds at this moment.
+    """
     tensors = chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    vars(copied).pop("forward", None)
+    return copied
 
 
 class FrozenFeatures:

@@ -84,16 +84,12 @@ class Transform:
         return self.center_crop or self.image_size
 
     def image(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
-        """Return float32 (3, height, width) of a PIL image, of uint8 (3, H, W), or of floats
-        (3, H, W) in [0, 1].
-        """
+        """Return float32 (3, height, width) of a PIL image or of floats (3, H, W) in [0, 1]."""
         if isinstance(image, Image.Image):
-            image = F.pil_to_tensor(image.convert("RGB"))
-        if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
-            image = F.to_dtype(image, torch.float32, scale=True)
+            image = F.to_dtype(F.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
         elif image.dtype != torch.float32 or image.ndim != 3 or image.shape[0] != 3:
             raise TransformError(
-                f"an image tensor must be uint8 or float32 in [0, 1], (3, H, W), not {image.dtype} "
+                f"an image tensor must be float32 (3, H, W) in [0, 1], not {image.dtype} "
                 f"{tuple(image.shape)}"
             )
         if self.square_pad:

@@ -36,6 +36,8 @@ def words(job: dict) -> list[str]:
     crop = job["pre_processor"].get("center_crop_size")
     if crop is not None:
         said.append(f"transform.center_crop=[{crop[0]},{crop[1]}]")
+    if "crop_size" in job["pre_processor"]:
+        said.append(f"transform.center_crop={job['pre_processor']['crop_size']}")
     settings = recipe_class(job["model"]).Config.__dataclass_fields__
     if "reference" in settings:
         said.append("model.reference=anomalib")

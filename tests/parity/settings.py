@@ -15,6 +15,7 @@ from .make_environment import environment_folder
 from .reference_images import make_images, make_natural_images, make_teacher
 
 DINO = "vit_small_patch14_dinov2"
+REGISTER_DINO = "vit_small_patch14_reg4_dinov2"
 TINY_DINO = "vit_tiny_patch16_dinov3_qkvb"
 THREE_LAYERS = ["blocks.1", "blocks.2", "blocks.4"]
 SMALL = {"image_size": [128, 128], "batch_size": 4, "seed": 0, "threads": 1}
@@ -87,6 +88,14 @@ MODELS: dict[str, Settings] = {
         recipe_kwargs={"reference": "anomalib"},
     ),
     "dfm": Settings({"backbone": EMBEDDED_BACKBONE, "layer": "blocks.4"}),
+    # In Anomalib's first epoch the rate is 0, so three.
+    "dinomaly": Settings(
+        {"encoder_name": REGISTER_DINO},
+        job={"max_epochs": 3, "pre_processor": {"crop_size": 98}},
+        real={"image_size": [112, 112]},
+        small={"image_size": [112, 112]},
+        weights={REGISTER_DINO: "random"},
+    ),
     # 256 pixels are the least, and a step takes seconds there: few steps, a narrow teacher.
     "efficient_ad": Settings(
         {"teacher_out_channels": 32},
@@ -97,6 +106,13 @@ MODELS: dict[str, Settings] = {
         prepare=efficient_ad_files,
         train_count=3,
         validation_count=2,
+    ),
+    # Its class names the base teacher in the code, so the images are small.
+    "l2bt": Settings(
+        job={"max_epochs": 2},
+        real={"image_size": [112, 112]},
+        small={"image_size": [70, 70]},
+        weights={"vit_base_patch14_reg4_dinov2": "random"},
     ),
     # The crop to 224 pixels is fixed, so 224 is the smallest size.
     "mh_patchcore": Settings(

@@ -80,7 +80,7 @@ def test_the_cache_changes_no_bit_and_spares_the_work(
     def refuse(*arguments: Any) -> None:
         raise AssertionError("decoded or computed again")
 
-    monkeypatch.setattr(dataloader, "load_pixels", refuse)
+    monkeypatch.setattr(dataloader, "load_image", refuse)
     monkeypatch.setattr(FrozenFeatures, "compute", refuse)
     second = predictions_of(name, data, here)
     assert_same_bits(without, first)
