@@ -130,7 +130,7 @@ MODELS: dict[str, Settings] = {
     "ganomaly": Settings(
         {"n_features": 16, "latent_vec_size": 32},
         job={"max_epochs": 2, "batch_size": 4},
-        small={"image_size": [32, 32]},
+        small={"image_size": [32, 32], "max_steps": 3},
         real={"image_size": [64, 64]},
         small_kwargs={"n_features": 8, "latent_vec_size": 16},
     ),
