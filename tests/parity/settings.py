@@ -98,7 +98,7 @@ MODELS: dict[str, Settings] = {
     # 97 million weights, no smaller variant: tiny images, few steps, one texture.
     "draem": Settings(
         job={"batch_size": 2},
-        small={"image_size": [64, 64]},
+        small={"image_size": [32, 32]},
         real={"image_size": [64, 64]},
         prepare=draem_files,
         train_count=4,
@@ -130,7 +130,7 @@ MODELS: dict[str, Settings] = {
     "ganomaly": Settings(
         {"n_features": 16, "latent_vec_size": 32},
         job={"max_epochs": 2, "batch_size": 4},
-        small={"image_size": [32, 32], "max_steps": 3},
+        small={"image_size": [32, 32], "max_epochs": 1},
         real={"image_size": [64, 64]},
         small_kwargs={"n_features": 8, "latent_vec_size": 16},
     ),
