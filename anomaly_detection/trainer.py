@@ -829,7 +829,8 @@ class GradientTrainer(BaseTrainer):
         for batch in self.epoch_loader():
             batch = batch.to(self.device)
             self.call_hooks("on_batch_start", batch)
-            losses = self.training_step(batch)
+            with self.with_features(batch):
+                losses = self.training_step(batch)
             logs = {name: float(torch.as_tensor(loss).detach()) for name, loss in losses.items()}
             self.state.step += 1
             self.state.batch += 1

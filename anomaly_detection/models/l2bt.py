@@ -107,7 +107,7 @@ class L2btTrainer(GradientTrainer):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Use one batch; returns the loss and its two halves, backward (middle) and forward."""
-        with self.autocast(), self.with_features(batch):
+        with self.autocast():
             losses = self.model(batch.image)
         self.optimize(losses["loss"])
         return losses

@@ -204,7 +204,11 @@ class Recorder(lightning.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        # Where two sides are trained in turns, ours logs the generator's as `loss`
+        names = ("loss", "generator_loss")
+        if isinstance(outputs, dict):
+            outputs = next((outputs[name] for name in names if name in outputs), None)
+        loss = outputs
         self.losses.append(float("nan") if loss is None else float(loss.detach()))
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
         self.random["last_step"] = random_digests()

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from anomaly_detection.config import load_config, text_table
+from anomaly_detection.dataloader import make_loader
 from anomaly_detection.datasets import open_dataset
 from anomaly_detection.predictions import Predictions
-from anomaly_detection.trainer import BaseTrainer
 from tests.written_table import chosen_names, write_table
 
 from .harness import TOLERANCE, Comparison, compare, run_product, run_reference
@@ -102,8 +102,9 @@ def metrics_of(result: dict[str, Any], records: list, masks: np.ndarray) -> dict
 
 def masks_of(records: list, job: dict) -> np.ndarray:
     """The masks (N, h, w) at the size of the model's input."""
-    trainer: BaseTrainer = trainer_of(job)
-    return np.concatenate([batch.mask.numpy() for batch in trainer.loader(records, 32)])
+    transform = trainer_of(job).input_transform()
+    batches = make_loader(records, transform, batch_size=32)
+    return np.concatenate([batch.mask.numpy() for batch in batches])
 
 
 def metric_difference(product: dict, reference: dict, job: dict) -> float:
