@@ -61,6 +61,12 @@ def efficient_ad_files(folder: Path, kwargs: dict) -> dict:
     }
 
 
+def draem_files(folder: Path, kwargs: dict) -> dict:
+    """A texture in place of the DTD; with several, the order would be the file system's."""
+    textures = make_natural_images(folder / "textures", count=1)
+    return {"model_kwargs": kwargs | {"dtd_dir": str(textures)}}
+
+
 MODELS: dict[str, Settings] = {
     # Thinned, so that both sides must draw the same numbers.
     "anomaly_dino": Settings(
@@ -97,6 +103,16 @@ MODELS: dict[str, Settings] = {
         real={"image_size": [112, 112]},
         small={"image_size": [112, 112]},
         weights={REGISTER_DINO: "random"},
+    ),
+    # 97 million weights, no smaller variant: tiny images, few steps, one texture.
+    "draem": Settings(
+        job={"batch_size": 2},
+        small={"image_size": [32, 32]},
+        real={"image_size": [64, 64]},
+        prepare=draem_files,
+        train_count=4,
+        test_count=6,
+        slow=True,
     ),
     # 256 pixels are the least, and a step takes seconds there: few steps, a narrow teacher.
     "efficient_ad": Settings(
