@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +89,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         make_demo_category(scratch, "cap", train_count=max(COUNTS))
         for model in options.models:
-            measure = partial(measure_point, Path(scratch), model)
-            rows = []
+            table = [row for row in table if row["model"] != model]
             for point in points(model):
-                rows.append(measure(*point))
-                print(rows[-1], flush=True)
-            table = [row for row in table if row["model"] != model] + rows
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+                table.append(measure_point(Path(scratch), model, *point))
+                print(table[-1], flush=True)
+                with atomic_path(path) as temporary:
+                    temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     save_figure(draw(table), ROOT / "docs" / "images" / "growth.png")
     return 0
 
