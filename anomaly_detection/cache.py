@@ -101,7 +101,8 @@ class TensorCache:
         try:
             tensors = load_file(path)
             os.utime(path)
-        except (OSError, SafetensorError):
+        except (OSError, RuntimeError, SafetensorError):
+            # Absent, damaged, or gone between two looks (PyTorch's word for that is RuntimeError)
             return None
         return tensors
 

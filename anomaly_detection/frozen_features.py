@@ -50,7 +50,10 @@ class FrozenFeatures:
         self.extractor = extractor
         self.layers = list(layers)
         self.cache = cache
-        self.fingerprint = "" if cache is None else weights_digest(extractor)
+        # The order in memory decides how convolutions round
+        layout = str([weight.stride() for weight in extractor.parameters()])
+        known = cache is not None
+        self.fingerprint = digest_of(weights_digest(extractor), layout) if known else ""
         self._of_thread = threading.local()
 
     def key(self, layer: str, image_key: str) -> str:

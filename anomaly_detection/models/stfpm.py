@@ -46,7 +46,7 @@ class StfpmTrainer(GradientTrainer):
         "model.backbone=tf_efficientnet_lite0",
         "model.layers=blocks.1,blocks.2,blocks.4",
         "transform.image_size=64",
-        "trainer.max_epochs=10",
+        "trainer.max_epochs=30",
     )
 
     def build_model(self) -> nn.Module:
