@@ -222,9 +222,10 @@ class State(ipywidgets.Widget):
             raise ViewError("predictions: expected as many rows and maps of the same size")
         self.predictions, self.honest = predictions, predictions.thresholds()
         self._thumbnails.clear()
-        for name, value in state_of(predictions).items():
-            setattr(self, name, value)
-        self.item = describe_row(predictions, self.row)
+        with self.hold_sync():
+            for name, value in state_of(predictions).items():
+                setattr(self, name, value)
+            self.item = describe_row(predictions, self.row)
 
     @traitlets.validate("row")
     def _check_row(self, proposal: dict) -> int:
@@ -273,9 +274,11 @@ class State(ipywidgets.Widget):
         if rule not in ("percentile", "sigma"):
             raise ViewError(f"rule: expected percentile or sigma, got {rule!r}")
         chosen = {"percentile": value} if rule == "percentile" else {"sigmas": value}
-        self.scale = list(colour_range(self.predictions, **chosen))
         text = f"{value:g} %" if rule == "percentile" else f"mean + {value:g} σ"
-        self.scale_rule = f"normal pixels: {text} at {CALM_FRACTION:.0%} of the scale"
+        # In one message: no frame shows the new numbers under the old rule
+        with self.hold_sync():
+            self.scale = list(colour_range(self.predictions, **chosen))
+            self.scale_rule = f"normal pixels: {text} at {CALM_FRACTION:.0%} of the scale"
 
     def on_click(self, callback: Callable[[int, int, int], None]) -> None:
         """Call `callback(row, x, y)` at a click; x (column) and y (line) are map pixels."""

@@ -99,6 +99,9 @@ function imageThreshold(state) {
   return state.get("score_type") === "float32" ? Math.fround(value) : value;
 }
 
+/** What the confusion cells follow from, beside the threshold. */
+const TRUTH = ["scores", "score_type", "labels", "held_out"];
+
 /** The confusion cell of every row at the current threshold. */
 export function cellsOf(state) {
   const scores = numbers(state.get("scores"), Float64Array);
@@ -531,9 +534,9 @@ export function viewer(element, state) {
     bar.addEventListener(end, () => { barDragged = false; });
   }
 
-  const stop = follow(state, ["item", "row", "threshold", "pixel_threshold", "opacity", "mode",
-    "colour_map", "colour_maps", "scale", "zoom", "centre", "show_contour", "show_truth", "boxes",
-    "width", "title"], ask);
+  const stop = follow(state, [...TRUTH, "item", "row", "threshold", "pixel_threshold", "opacity",
+    "mode", "colour_map", "colour_maps", "scale", "scale_rule", "zoom", "centre", "show_contour",
+    "show_truth", "boxes", "width", "title", "caption"], ask);
   ask();
   return () => {
     stop();
@@ -859,7 +862,7 @@ export function board(element, state) {
 
   const stops = [
     follow(state, ["threshold", "pixel_threshold", "cell", "rules", "pixel_exact"], ask),
-    follow(state, ["level", "scores", "groups", "group", "pixel_table", "curves", "bounds"],
+    follow(state, [...TRUTH, "level", "groups", "group", "pixel_table", "curves", "bounds"],
       rebuild),
   ];
   build();
@@ -974,7 +977,7 @@ export function gallery(element, state) {
 
   const stops = [
     follow(state, ["threshold", "cell", "order", "reverse", "page", "row"], ask),
-    follow(state, ["scores"], forget),
+    follow(state, [...TRUTH, "names", "defect_types"], forget),
   ];
   state.on("msg:custom", receive);
   ask();
