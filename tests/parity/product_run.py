@@ -75,8 +75,10 @@ def trainer_of(job: dict) -> Any:
     """The recipe's trainer, with the job's settings."""
     from anomaly_detection.models import create_trainer
 
-    own = MODELS[job["model"]].recipe_kwargs
-    return create_trainer(job["model"], words=words(job), **job["model_kwargs"] | own)
+    arguments = job["model_kwargs"] | MODELS[job["model"]].recipe_kwargs
+    # GLASS's class wants the image's size a second time
+    arguments.pop("input_shape", None)
+    return create_trainer(job["model"], words=words(job), **arguments)
 
 
 def initial_weights(job: dict) -> dict[str, Any]:

@@ -22,6 +22,13 @@ RECIPES = {
         "transform.image_size=64 trainer.batch_size=8 trainer.max_epochs=30 model.n_features=16",
         4,
     ),
+    "glass": (
+        "transform.image_size=128 trainer.batch_size=4 trainer.max_epochs=8 "
+        "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4 "
+        "model.pretrain_embed_dim=256 model.target_embed_dim=256 model.discriminator_hidden=128 "
+        "model.learning_rate=0.001",
+        8,
+    ),
     "reverse_distillation": (
         "transform.image_size=64 trainer.batch_size=8 trainer.max_epochs=20 "
         "model.backbone=resnet18 model.pre_trained=false",
