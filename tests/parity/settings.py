@@ -125,6 +125,14 @@ MODELS: dict[str, Settings] = {
         train_count=3,
         validation_count=2,
     ),
+    # In Anomalib's first epoch the rate is 0, so three.
+    "inp_former": Settings(
+        {"encoder_name": REGISTER_DINO},
+        job={"max_epochs": 3, "pre_processor": {"crop_size": 98}},
+        real={"image_size": [112, 112]},
+        small={"image_size": [112, 112]},
+        weights={REGISTER_DINO: "random"},
+    ),
     # Its class names the base teacher in the code, so the images are small.
     "l2bt": Settings(
         job={"max_epochs": 2},
