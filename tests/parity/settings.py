@@ -140,6 +140,13 @@ MODELS: dict[str, Settings] = {
         small={"image_size": [70, 70]},
         weights={"vit_base_patch14_reg4_dinov2": "random"},
     ),
+    "foundad": Settings(
+        {"encoder_name": "dinov2_vit_small_14", "pred_depth": 2},
+        job={"max_epochs": 2},
+        real={"image_size": [112, 112]},
+        small={"image_size": [70, 70]},
+        weights={f"{DINO}.lvd142m": "random"},
+    ),
     # The numbers of an image: 112 channels, a sixteenth of the side, pooled by two.
     "fre": Settings(
         {
