@@ -125,6 +125,13 @@ MODELS: dict[str, Settings] = {
         train_count=3,
         validation_count=2,
     ),
+    "general_ad": Settings(
+        {"backbone": DINO, "layers": [12], "hidden_dim": 128, "epochs": 2},
+        job={"max_epochs": 2},
+        real={"image_size": [112, 112]},
+        small={"image_size": [70, 70]},
+        weights={DINO: "random"},
+    ),
     # In Anomalib's first epoch the rate is 0, so three.
     "inp_former": Settings(
         {"encoder_name": REGISTER_DINO},
