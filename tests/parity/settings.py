@@ -125,12 +125,34 @@ MODELS: dict[str, Settings] = {
         train_count=3,
         validation_count=2,
     ),
+    "general_ad": Settings(
+        {"backbone": DINO, "layers": [12], "hidden_dim": 128, "epochs": 2},
+        job={"max_epochs": 2},
+        real={"image_size": [112, 112]},
+        small={"image_size": [70, 70]},
+        weights={DINO: "random"},
+    ),
+    # In Anomalib's first epoch the rate is 0, so three.
+    "inp_former": Settings(
+        {"encoder_name": REGISTER_DINO},
+        job={"max_epochs": 3, "pre_processor": {"crop_size": 98}},
+        real={"image_size": [112, 112]},
+        small={"image_size": [112, 112]},
+        weights={REGISTER_DINO: "random"},
+    ),
     # Its class names the base teacher in the code, so the images are small.
     "l2bt": Settings(
         job={"max_epochs": 2},
         real={"image_size": [112, 112]},
         small={"image_size": [70, 70]},
         weights={"vit_base_patch14_reg4_dinov2": "random"},
+    ),
+    "foundad": Settings(
+        {"encoder_name": "dinov2_vit_small_14", "pred_depth": 2},
+        job={"max_epochs": 2},
+        real={"image_size": [112, 112]},
+        small={"image_size": [70, 70]},
+        weights={f"{DINO}.lvd142m": "random"},
     ),
     # The numbers of an image: 112 channels, a sixteenth of the side, pooled by two.
     "fre": Settings(
