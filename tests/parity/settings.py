@@ -228,6 +228,13 @@ MODELS: dict[str, Settings] = {
         small={"image_size": [128, 128]},
         weights={TINY_DINO: "random"},
     ),
+    "supersimplenet": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.2", "blocks.4"]},
+        job={"max_epochs": 2},
+        # Perlin noise of 32 cells needs more than 64 pixels.
+        small={"image_size": [72, 72], "max_epochs": 1},
+        real={"image_size": [96, 96]},
+    ),
     # Its backbone is no argument. The recorded run has the small one that the recipe offers; the
     # real one takes half a minute an image.
     "winclip": Settings(

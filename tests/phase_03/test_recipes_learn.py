@@ -27,6 +27,11 @@ RECIPES = {
         "model.backbone=resnet18 model.pre_trained=false",
         4,
     ),
+    "supersimplenet": (
+        "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=15 model.noise_std=3 "
+        "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4",
+        4,
+    ),
 }
 
 
