@@ -88,8 +88,8 @@ class UniNetTrainer(GradientTrainer):
         "trainer.max_epochs=2",
     )
     check_exceptions: ClassVar[dict[str, str]] = {
-        check: "all images look alike to random teachers, so that scores span two hundredths of "
-        "their size: rounding alone is 1e-5 of that span"
+        check: "all images look alike to random teachers, so that scores span less than a "
+        "hundredth of their size, and rounding is 1e-5 of that; in double precision nothing differs"
         for check in ("batch_and_order", "single_image")
     } | {
         "planted_defect": "its backbones are not shipped, and four steps behind random ones teach "
