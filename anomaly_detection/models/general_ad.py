@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ..cache import TensorCache
 from ..config import ConfigError, setting
 from ..dataloader import Batch
 from ..frozen_features import FrozenFeatures
@@ -150,12 +149,12 @@ class GeneralAdTrainer(GradientTrainer):
         check_patches(size, model.patch_size, "transform.image_size")
         return model
 
-    def frozen_features(self, cache: TensorCache | None) -> FrozenFeatures | None:
+    def frozen_features(self) -> FrozenFeatures | None:
         """What computes tokens and attention of single images, under their names."""
-        if super().frozen_features(None) is None:
-            return None
-        tokens = NamedTokens(self.model.feature_extractor, self.model.attn_output).eval()
-        return FrozenFeatures(tokens, tokens.layers, cache)
+        if self._frozen_features is None and super().frozen_features() is not None:
+            tokens = NamedTokens(self.model.feature_extractor, self.model.attn_output).eval()
+            self._frozen_features = FrozenFeatures(tokens, tokens.layers, self.cache)
+        return self._frozen_features
 
     @contextmanager
     def with_features(self, batch: Batch) -> Iterator[None]:
