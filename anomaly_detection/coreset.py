@@ -18,6 +18,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from anomaly_detection.cache import (
+    TensorCache,
+    computing_environment,
+    digest_of,
+    tensors_digest,
+)
 from .config import UserError
 from .torch_models import install_gateway
 
@@ -303,7 +309,10 @@ def square_transform(projection: torch.Tensor) -> torch.Tensor | None:
 
 # %% ../nbs/01j_coreset.ipynb #4f5c881d
 def coreset_indices(
-    features: torch.Tensor, sampling_ratio: float, progress: bool = True
+    features: torch.Tensor,
+    sampling_ratio: float,
+    progress: bool = True,
+    cache: TensorCache | None = None,
 ) -> torch.Tensor:
     """Choose int(N * sampling_ratio) rows of `features` (N, D) as Anomalib's `KCenterGreedy` does.
 
@@ -312,7 +321,8 @@ def coreset_indices(
     sampling_ratio).select_coreset_idxs()` in Anomalib 2.7.0, and the generators end in the same
     state. As there, features of more than two dimensions are flattened to (N, D) and not projected.
     Half-precision features are projected as they are, but compared in float32; Anomalib compares
-    them in half precision.
+    them in half precision. A `cache` keeps the choice for these features, projection and start; it
+    serves smaller ratios too, which choose the same rows and stop earlier.
 
     Raises `CoresetError` for a ratio that is not above 0 and at most 1, or that leaves no row, and
     as `greedy_coreset`.
@@ -336,6 +346,13 @@ def coreset_indices(
             features = features @ projection.T
     features = features.flatten(start_dim=1)
     start = int(torch.randint(high=len(features), size=(1,), device=features.device))
-    return greedy_coreset(
-        features, int(len(features) * sampling_ratio), start, progress, transform
-    )
+    size = int(len(features) * sampling_ratio)
+    if cache is None or features.device.type != "cpu":
+        return greedy_coreset(features, size, start, progress, transform)
+    given = {"features": features} | ({} if transform is None else {"transform": transform})
+    key = digest_of("coreset", computing_environment(), tensors_digest(given), str(start))
+    stored = cache.get(key) or {}
+    if "chosen" not in stored or len(stored["chosen"]) < size:
+        stored = {"chosen": greedy_coreset(features, size, start, progress, transform)}
+        cache.put(key, stored)
+    return stored["chosen"][:size]

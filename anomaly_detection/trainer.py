@@ -53,6 +53,7 @@ from .hooks import EarlyStopping, Hook, ProgressBar, Stopwatch
 from .local_weights import local_weights
 from .predictions import Predictions
 from .transforms import Transform
+from .unused_stages import skip_unused_stages
 
 # %% ../nbs/01h_trainer.ipynb #0b1b04c5
 def resolve_device(name: str) -> torch.device:
@@ -205,6 +206,8 @@ class BaseTrainer:
         self.planned_steps = 0
         self.train_records: Sequence[ImageRecord] = ()
         self.device = torch.device("cpu")
+        self.cache: TensorCache | None = None
+        self._frozen_features: FrozenFeatures | None = None
         self._train_modes: dict[str, bool] = {}
 
     @classmethod
@@ -270,6 +273,9 @@ class BaseTrainer:
             ConfigError: the device cannot be used.
         """
         self.device = resolve_device(self.config.trainer.device)
+        limit = self.config.trainer.cache_gb
+        self.cache = TensorCache(self.config.paths.cache, limit) if limit > 0 else None
+        self._frozen_features = None
         self.notes = []
         seed_everything(self.config.trainer.seed)
         # Some of Anomalib's classes have no such argument; without files all of them are random
@@ -277,6 +283,7 @@ class BaseTrainer:
         with local_weights(self.config.paths.backbones, pretrained=pretrained) as used:
             self.model = self.build_model()
         self.check_layers()
+        skip_unused_stages(self.model)
         if pretrained:
             self.weights = dict(used.used)
         self.model.to(self.device)
@@ -398,21 +405,18 @@ class BaseTrainer:
         frozen part.
         """
         settings = self.config.trainer
-        cache = None
-        if settings.cache_gb > 0:
-            cache = TensorCache(self.config.paths.cache, settings.cache_gb)
         return make_loader(
             records,
             self.input_transform(),
             batch_size=batch_size,
             num_workers=settings.num_workers,
             pin_memory=self.device.type == "cuda",
-            cache=cache,
-            features=self.frozen_features(cache),
+            cache=self.cache,
+            features=self.frozen_features(),
             **options,
         )
 
-    def frozen_features(self, cache: TensorCache | None) -> FrozenFeatures | None:
+    def frozen_features(self) -> FrozenFeatures | None:
         """Return what computes the frozen part's features of single images; None where the model
         had better see whole batches: on an accelerator, and in reduced precision.
         """
@@ -422,7 +426,9 @@ class BaseTrainer:
         kinds = {weight.dtype for weight in part.parameters()}
         if self.config.trainer.precision != "fp32" or kinds != {torch.float32}:
             return None
-        return FrozenFeatures(part.eval(), part.layers, cache)
+        if self._frozen_features is None:
+            self._frozen_features = FrozenFeatures(part.eval(), part.layers, self.cache)
+        return self._frozen_features
 
     def with_features(self, batch: Batch) -> AbstractContextManager:
         """While this lasts, the frozen part answers with the batch's features if it has any."""
@@ -572,6 +578,7 @@ class BaseTrainer:
 
     def load_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Put a checkpoint's tensors into the model, every one of them."""
+        self._frozen_features = None
         try:
             self.model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:

@@ -143,7 +143,7 @@ class AnomalyDinoTrainer(BankTrainer):
         chosen = torch.arange(len(bank))
         if settings.coreset_subsampling and len(bank) > 1:
             progress = self.config.trainer.progress
-            chosen = coreset_indices(bank, settings.sampling_ratio, progress)
+            chosen = coreset_indices(bank, settings.sampling_ratio, progress, self.cache)
             bank = bank[chosen.to(bank.device)]
         if len(bank) < settings.num_neighbours:
             raise TrainingError(

@@ -6,7 +6,6 @@
 __all__ = ['POSITIONS_AT_ONCE', 'PadimConfig', 'fit_gaussians', 'by_position', 'PadimTrainer']
 
 # %% ../../nbs/04_padim.ipynb #8f026064
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, setting
 from ..coreset import chunk_workers
+from ..dataloader import Batch
 from . import register
 from ..torch_models import torch_model_class
 from ..trainer import CollectTrainer
@@ -38,22 +38,20 @@ class PadimConfig:
 POSITIONS_AT_ONCE = 64
 
 
-def fit_gaussians(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Estimate the Gaussian of each position from pieces (B, C, h, w), two images at least in all.
+def fit_gaussians(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimate the Gaussian of each position from embeddings (h * w, N, C) of N >= 2 images.
 
     Returns the means (C, h * w) and the inverse covariances (h * w, C, C). Equation 1 of the paper,
     with Anomalib's 0.01 + 0.00001 on the diagonal.
     """
-    flat = [piece.flatten(start_dim=2) for piece in embeddings]
-    images = sum(len(piece) for piece in flat)
-    channels, positions = flat[0].shape[1:]
-    mean = flat[0].new_empty(channels, positions)
-    inverse = flat[0].new_empty(positions, channels, channels)
+    positions, images, channels = embeddings.shape
+    mean = embeddings.new_empty(channels, positions)
+    inverse = embeddings.new_empty(positions, channels, channels)
     ridge = (0.01 + 1e-5) * torch.eye(channels, device=mean.device)
 
     def fit_block(first: int) -> None:
         block = slice(first, first + POSITIONS_AT_ONCE)
-        values = torch.cat([piece[..., block] for piece in flat]).permute(2, 0, 1).contiguous()
+        values = embeddings[block]
         centre = values.mean(dim=1, keepdim=True)
         deviation = values - centre
         covariance = deviation.mT @ deviation / (images - 1)
@@ -73,7 +71,11 @@ def by_position(generator: nn.Module, arguments: tuple, named: dict[str, Any]) -
 # %% ../../nbs/04_padim.ipynb #808087c4
 @register
 class PadimTrainer(CollectTrainer):
-    """Fit a Gaussian to each position of the feature grid."""
+    """Fit a Gaussian to each position of the feature grid.
+
+    Attributes:
+        embeddings: while they are collected, (h * w, N, C) of all training images.
+    """
 
     name: ClassVar[str] = "padim"
     kind: ClassVar[str] = "Gaussian per position"
@@ -94,6 +96,8 @@ class PadimTrainer(CollectTrainer):
         "transform.image_size=64",
     )
 
+    embeddings: Tensor | None = None
+
     def build_model(self) -> nn.Module:
         """Anomalib's PadimModel without Gaussians.
 
@@ -101,6 +105,7 @@ class PadimTrainer(CollectTrainer):
             ConfigError: `n_features` is not set for a backbone that has no default, or is too
                 large.
         """
+        self.embeddings = None
         settings = self.config.model
         try:
             model = torch_model_class("padim")(
@@ -119,8 +124,19 @@ class PadimTrainer(CollectTrainer):
         model.anomaly_map_generator.register_forward_pre_hook(by_position, with_kwargs=True)
         return model
 
+    def collect(self, batch: Batch) -> None:
+        """Store the batch's embeddings in their place."""
+        super().collect(batch)
+        found = self.model.memory_bank.pop().flatten(start_dim=2)
+        if self.embeddings is None:
+            size = (found.shape[2], len(self.train_records), found.shape[1])
+            self.embeddings = found.new_empty(size)
+        for place, embedding in zip(batch.index.tolist(), found, strict=True):
+            # Turning one image at a time is five times quicker than all at once
+            self.embeddings[:, place] = embedding.T.contiguous()
+
     def finish_pass(self, number: int) -> None:
         """Estimate mean and inverse covariance of each position."""
+        embeddings, self.embeddings = self.embeddings, None
         gaussian = self.model.gaussian
-        gaussian.mean, gaussian.inv_covariance = fit_gaussians(self.model.memory_bank)
-        self.model.memory_bank = []
+        gaussian.mean, gaussian.inv_covariance = fit_gaussians(embeddings)

@@ -122,9 +122,8 @@ class PatchcoreTrainer(BankTrainer):
     def finish_pass(self, number: int) -> None:
         """Thin the stored patches to the coreset."""
         features, self.patches = self.patches, None
-        chosen = coreset_indices(
-            features, self.config.model.coreset_sampling_ratio, self.config.trainer.progress
-        )
+        ratio, progress = self.config.model.coreset_sampling_ratio, self.config.trainer.progress
+        chosen = coreset_indices(features, ratio, progress, self.cache)
         self.model.memory_bank = features[chosen]
         self.remember_rows(chosen)
 

@@ -139,3 +139,29 @@ def make_teacher(path: Path, channels: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, path)
     return path
+
+
+def make_discrete_model(path: Path) -> Path:
+    """Write DSR's VQ-VAE with hashed weights, alike on every machine."""
+    import torch
+
+    from anomaly_detection.torch_models import torch_model_class
+
+    with torch.device("meta"):
+        shapes = torch_model_class("dsr")().discrete_latent_model.state_dict()
+    tensors = {}
+    for index, (name, like) in enumerate(shapes.items()):
+        values = (hashed(400 + index, like.numel()) - 127.5) / 127.5
+        if like.ndim == 4:  # as wide as convolutions need to keep the variance of what they get
+            values = values * (6 / like[0].numel()) ** 0.5
+        if name.endswith("_embedding.weight"):
+            # A nearest word is often as near as the next; of a few words of different length, each
+            # repeated, it is not, and rounding, which differs between processors, chooses no other
+            few = values[: 16 * like.shape[1]].reshape(16, -1) * (0.5 + np.arange(16)[:, None] / 4)
+            values = np.tile(few.reshape(-1), len(like) // 16)
+        if name.endswith("bias") or name.endswith("_size"):
+            values = values * 0
+        tensors[name] = torch.from_numpy(values.reshape(like.shape).astype(np.float32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+    return path

@@ -13,6 +13,21 @@ RANDOM_DINO = {"encoder_name": "vit_small_patch14_reg4_dinov2", "pre_trained": F
 SMALL = ["transform.image_size=98", "transform.center_crop=98", "trainer.batch_size=8"]
 RECIPES = {
     "dinomaly": ([*SMALL, "trainer.max_steps=40"], RANDOM_DINO | {"warmup_steps": 10}),
+    "foundad": (
+        ["transform.image_size=98", "trainer.batch_size=8", "trainer.max_steps=200"],
+        {"encoder_name": "dinov2_vit_small_14", "pre_trained": False, "pred_depth": 2},
+    ),
+    "general_ad": (
+        ["transform.image_size=98", "trainer.batch_size=8", "trainer.max_epochs=15"],
+        {"backbone": "vit_small_patch14_dinov2", "pre_trained": False, "layers": (12,)}
+        | {"hidden_dim": 256, "noise_std": 1.0, "top_k": 2},
+    ),
+    # Patches of 8 pixels: behind random tokens of 14 pixels neither 40 nor 120 steps get beyond the
+    # image AUROC that the untrained model has by chance there, 0.71
+    "inp_former": (
+        ["transform.image_size=96", "transform.center_crop=96", *SMALL[2:], "trainer.max_steps=40"],
+        {"encoder_name": "vit_small_patch8_224", "pre_trained": False, "warmup_steps": 10},
+    ),
     "l2bt": (
         ["transform.image_size=112", "trainer.batch_size=8", "trainer.max_epochs=15"],
         RANDOM_DINO | {"lr": 1e-3},
