@@ -35,7 +35,7 @@ def shared_copy(module: nn.Module) -> nn.Module:
 
 
 class FrozenFeatures:
-    """The features of single images from a network in eval mode that is not trained.
+    """The features of single images from a network that is not trained, in eval mode.
 
     Args:
         extractor: takes (1, 3, h, w), returns features (1, ...) by the names of `layers`. It must
@@ -63,7 +63,7 @@ class FrozenFeatures:
     def compute(self, image: Tensor) -> dict[str, Tensor]:
         """Return the features (1, ...) of an image (3, h, w), each contiguous."""
         if not hasattr(self._of_thread, "extractor"):
-            self._of_thread.extractor = shared_copy(self.extractor)
+            self._of_thread.extractor = shared_copy(self.extractor).eval()
         # Another number of threads would round otherwise
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -261,6 +261,21 @@ class BaseTrainer:
             center_crop=tuple(crop) if crop else None,
         )
 
+    def check_size(self, multiple: int, least: int = 0) -> tuple[int, int]:
+        """Return the (height, width) that the model sees, in pixels.
+
+        Raises:
+            ConfigError: a side is no multiple of `multiple`, or smaller than `least`.
+        """
+        size = self.input_transform().output_size
+        if any(side % multiple or side < least for side in size):
+            at_least = f", {least} or more" if least else ""
+            raise ConfigError(
+                f"transform.image_size: {self.name} sees {size[0]} x {size[1]} pixels, expected "
+                f"multiples of {multiple}{at_least} (after transform.center_crop)"
+            )
+        return size
+
     def build(self, pretrained: bool = True) -> None:
         """Set all seeds, then build the model from local weights and put it on its device.
 
@@ -422,13 +437,17 @@ class BaseTrainer:
         """
         if self.frozen is None or self.device.type != "cpu":
             return None
-        part = self.model.get_submodule(self.frozen)
-        kinds = {weight.dtype for weight in part.parameters()}
-        if self.config.trainer.precision != "fp32" or kinds != {torch.float32}:
-            return None
         if self._frozen_features is None:
-            self._frozen_features = FrozenFeatures(part.eval(), part.layers, self.cache)
+            part = self.frozen_part()
+            kinds = {weight.dtype for weight in part.parameters()}
+            if self.config.trainer.precision != "fp32" or kinds != {torch.float32}:
+                return None
+            self._frozen_features = FrozenFeatures(part, part.layers, self.cache)
         return self._frozen_features
+
+    def frozen_part(self) -> nn.Module:
+        """Return the frozen part: it takes images, and has `layers`, names of what it returns."""
+        return self.model.get_submodule(self.frozen)
 
     def with_features(self, batch: Batch) -> AbstractContextManager:
         """While this lasts, the frozen part answers with the batch's features if it has any."""

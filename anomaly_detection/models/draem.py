@@ -133,12 +133,7 @@ class DraemTrainer(GradientTrainer):
         from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 
         settings = self.config.model
-        size = self.input_transform().output_size
-        if any(side % 32 for side in size):
-            raise ConfigError(
-                f"transform.image_size: {self.name} sees {size[0]} x {size[1]} pixels, expected "
-                "multiples of 32 (after transform.center_crop)"
-            )
+        self.check_size(32)
         beta = tuple(settings.beta)
         if len(beta) != 2 or not 0 <= beta[0] <= beta[1] <= 1:
             raise ConfigError(

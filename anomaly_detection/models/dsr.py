@@ -143,12 +143,7 @@ class DsrTrainer(GradientTrainer):
         from anomalib.models.image.dsr.anomaly_generator import DsrAnomalyGenerator
 
         settings = self.config.model
-        size = self.input_transform().output_size
-        if any(side % 32 or side < 64 for side in size):
-            raise ConfigError(
-                f"transform.image_size: {self.name} sees {size[0]} x {size[1]} pixels, expected "
-                "multiples of 32, 64 or more (after transform.center_crop)"
-            )
+        self.check_size(32, least=64)
         self.masks, self.painter = DsrAnomalyGenerator(), PerlinAnomalyGenerator()
         names = ("embedding_dim", "num_embeddings", "num_hiddens")
         names += ("num_residual_layers", "num_residual_hiddens", "latent_anomaly_strength")

@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..config import ConfigError, setting
 from ..dataloader import Batch
-from ..frozen_features import FrozenFeatures
 from . import register
 from .dinomaly import check_patches
 from ..torch_models import torch_model_class
@@ -149,12 +148,9 @@ class GeneralAdTrainer(GradientTrainer):
         check_patches(size, model.patch_size, "transform.image_size")
         return model
 
-    def frozen_features(self) -> FrozenFeatures | None:
-        """What computes tokens and attention of single images, under their names."""
-        if self._frozen_features is None and super().frozen_features() is not None:
-            tokens = NamedTokens(self.model.feature_extractor, self.model.attn_output).eval()
-            self._frozen_features = FrozenFeatures(tokens, tokens.layers, self.cache)
-        return self._frozen_features
+    def frozen_part(self) -> NamedTokens:
+        """The encoder with its attention: tokens under their names."""
+        return NamedTokens(self.model.feature_extractor, self.model.attn_output)
 
     @contextmanager
     def with_features(self, batch: Batch) -> Iterator[None]:

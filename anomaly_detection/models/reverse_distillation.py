@@ -65,12 +65,7 @@ class ReverseDistillationTrainer(GradientTrainer):
         from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
 
         settings = self.config.model
-        size = self.input_transform().output_size
-        if any(side % 32 or side < 64 for side in size):
-            raise ConfigError(
-                f"transform.image_size: {self.name} sees {size[0]} x {size[1]} pixels, expected "
-                "multiples of 32, 64 or more (after transform.center_crop)"
-            )
+        size = self.check_size(32, least=64)
         return torch_model_class(self.name)(
             backbone=settings.backbone,
             input_size=size,

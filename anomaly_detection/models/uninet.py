@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from ..config import ConfigError, setting
+from ..config import setting
 from ..dataloader import Batch
 from . import register
 from ..torch_models import torch_model_class
@@ -102,12 +102,7 @@ class UniNetTrainer(GradientTrainer):
         from anomalib.models.image.uninet.components import UniNetLoss
 
         settings = self.config.model
-        size = self.input_transform().output_size
-        if any(side % 32 for side in size):
-            raise ConfigError(
-                f"transform.image_size: {self.name} sees {size[0]} x {size[1]} pixels, expected "
-                "multiples of 32 (after transform.center_crop)"
-            )
+        self.check_size(32)
         return torch_model_class(self.name)(
             student_backbone=settings.student_backbone,
             teacher_backbone=settings.teacher_backbone,

@@ -67,7 +67,7 @@ def draw(table: list[dict[str, Any]]) -> Figure:
     for row, (value, label) in enumerate((("seconds", "seconds"), ("memory_mb", "peak MiB"))):
         for column, keep in enumerate(("pixels", "images")):
             plot = axes[row][column]
-            for model in MODELS:
+            for model in dict.fromkeys(one["model"] for one in plain):
                 fixed = SIZES[0] if keep == "pixels" else FEW
                 line = [one for one in plain if one["model"] == model and one[keep] == fixed]
                 along = "images" if keep == "pixels" else "pixels"
@@ -76,7 +76,8 @@ def draw(table: list[dict[str, Any]]) -> Figure:
                 line.sort(key=lambda one: one[along])
                 x = [one[along] ** power for one in line]
                 plot.plot(x, [one[value] for one in line], "o-", label=model)
-            plot.set(xscale="log", yscale="log", ylabel=label)
+            # On plain axes a straight line is linear growth; start-up is where it begins
+            plot.set(xlim=(0, None), ylim=(0, None), ylabel=label)
             plot.grid(alpha=0.3)
     axes[1][0].set_xlabel(f"training images of {SIZES[0]} x {SIZES[0]} pixels")
     axes[1][1].set_xlabel(f"pixels of an image ({FEW} images)")

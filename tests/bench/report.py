@@ -337,7 +337,9 @@ process is measured where nothing else is said: imports, fit, prediction, metric
 are medians too, and of this machine only. A first run starts with an empty cache and fills it. In
 the rows "second run" and "two runs side by side" the other side is our own run.
 
-`python -m tests.bench.growth` measures how time and memory grow with the number and size of images.
+`python -m tests.bench.growth` measures how time and memory grow with the number and size of images:
+
+![Time and memory against images and pixels](images/growth.png)
 """
 
 

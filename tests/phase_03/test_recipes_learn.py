@@ -1,8 +1,8 @@
 """Recipes that train learn something on real images, with a budget that two cores can afford.
 
 The notebooks show the same on the generated set. The backbone is the embedded one; where a recipe
-cannot have it, its network has seeded random weights. DRAEM is not among them: its notebook says
-how far it comes on two cores.
+cannot have it, its network has seeded random weights, and the figures say nothing about the method.
+DRAEM is not among them: its notebook says how far it comes on two cores.
 """
 
 import numpy as np
@@ -12,7 +12,19 @@ from anomaly_detection.datasets import open_dataset
 from anomaly_detection.models import create_trainer
 
 # The words of each, and one of how many training images is used
+DINO = "vit_small_patch14_reg4_dinov2"
 RECIPES = {
+    "dinomaly": (
+        "transform.image_size=98 transform.center_crop=98 trainer.batch_size=8 "
+        f"trainer.max_steps=40 model.encoder_name={DINO} model.pre_trained=false "
+        "model.warmup_steps=10",
+        4,
+    ),
+    "foundad": (
+        "transform.image_size=98 trainer.batch_size=8 trainer.max_steps=200 "
+        "model.encoder_name=dinov2_vit_small_14 model.pre_trained=false model.pred_depth=2",
+        4,
+    ),
     "fre": (
         "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=20 model.latent_dim=16 "
         "model.backbone=tf_efficientnet_lite0 model.layer=blocks.4",
@@ -22,12 +34,31 @@ RECIPES = {
         "transform.image_size=64 trainer.batch_size=8 trainer.max_epochs=30 model.n_features=16",
         4,
     ),
+    "general_ad": (
+        "transform.image_size=98 trainer.batch_size=8 trainer.max_epochs=15 "
+        "model.backbone=vit_small_patch14_dinov2 model.pre_trained=false model.layers=12 "
+        "model.hidden_dim=256 model.noise_std=1 model.top_k=2",
+        4,
+    ),
     "glass": (
         "transform.image_size=128 trainer.batch_size=4 trainer.max_epochs=8 "
         "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4 "
         "model.pretrain_embed_dim=256 model.target_embed_dim=256 model.discriminator_hidden=128 "
         "model.learning_rate=0.001",
         8,
+    ),
+    # Patches of 8 pixels: behind random tokens of 14 pixels neither 40 nor 120 steps get beyond the
+    # image AUROC that the untrained model has by chance there, 0.71
+    "inp_former": (
+        "transform.image_size=96 transform.center_crop=96 trainer.batch_size=8 "
+        "trainer.max_steps=40 model.encoder_name=vit_small_patch8_224 model.pre_trained=false "
+        "model.warmup_steps=10",
+        4,
+    ),
+    "l2bt": (
+        "transform.image_size=112 trainer.batch_size=8 trainer.max_epochs=15 model.lr=1e-3 "
+        f"model.encoder_name={DINO} model.pre_trained=false",
+        4,
     ),
     "reverse_distillation": (
         "transform.image_size=64 trainer.batch_size=8 trainer.max_epochs=20 "
@@ -40,6 +71,8 @@ RECIPES = {
         4,
     ),
 }
+# Their loss at least halves, from the first five steps to the last five
+HALVED = ("dinomaly", "foundad", "general_ad", "inp_former", "l2bt")
 
 
 @pytest.mark.slow
@@ -55,9 +88,10 @@ def test_the_loss_falls_and_the_bottle_is_ranked_better(name, real_set):
     trainer.fit(train)
     after = trainer.predict(test).metrics()
     losses = [row["loss"] for row in trainer.history]
-    tenth = max(1, len(losses) // 10)
-    first, last = np.mean(losses[:tenth]), np.mean(losses[-tenth:])
+    few = 5 if name in HALVED else max(1, len(losses) // 10)
+    first, last = np.mean(losses[:few]), np.mean(losses[-few:])
     print(f"{name}: loss {first:.4g} to {last:.4g}")
-    print(f"image AUROC {before['image_auroc']:.3f} to {after['image_auroc']:.3f}")
-    assert last < first
+    for key in ("image_auroc", "pixel_auroc"):
+        print(f"{key}: {before[key]} to {after[key]}")
+    assert last < (first / 2 if name in HALVED else first)
     assert after["image_auroc"] > before["image_auroc"]
