@@ -116,8 +116,12 @@ class DatasetConfig:
 
     name: str = setting("demo", "mvtec, visa, btad, folder or demo")
     root: str | None = setting(None, "the data set's folder; default paths.datasets/NAME")
-    category: str = setting("", "a folder below the root, for example bottle")
+    category: str = setting("", "a folder below the root; a,b or all: one model for them")
     held_out: float = setting(0.2, "share of the training normals kept back", minimum=0, below=1)
+    shots: int | None = setting(None, "training normals of a category, by seed", minimum=1)
+    contamination: float = setting(
+        0.0, "share of the training images taken from the anomalous test images", minimum=0, below=1
+    )
     normal_dir: str | None = setting(None, "folder data set: normal images")
     abnormal_dir: str | None = setting(None, "folder data set: anomalous images")
     normal_test_dir: str | None = setting(None, "folder data set: normal test images")
@@ -488,4 +492,8 @@ def config_hash(config: DictConfig) -> str:
     for name in ("progress", "tensorboard", "num_workers", "cache_gb"):
         del plain["trainer"][name]
     plain["dataset"]["root"] = str(Path(dataset_root(config)).resolve())
+    # Settings that came later: a run that leaves them alone keeps its folder
+    for name, value in (("shots", None), ("contamination", 0.0)):
+        if plain["dataset"][name] == value:
+            del plain["dataset"][name]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
