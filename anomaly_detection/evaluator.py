@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['split_held_out', 'configured_root', 'configured_categories', 'open_configured', 'Split', 'chosen', 'split_category',
-           'split_configured', 'RunError', 'run_folder', 'Run', 'open_run', 'stage', 'run_experiment', 'alone_in',
-           'discard', 'fit_or_load', 'score_run', 'device_memory_mb', 'evaluate_again']
+           'split_configured', 'RunError', 'RunInUseError', 'run_folder', 'Run', 'open_run', 'stage', 'run_experiment',
+           'alone_in', 'discard', 'fit_or_load', 'score_run', 'device_memory_mb', 'evaluate_again']
 
 # %% ../nbs/01i_evaluator.ipynb #6ceab8b5
 import json
@@ -178,6 +178,10 @@ class RunError(UserError, ValueError):
     """A run folder is missing or not finished."""
 
 
+class RunInUseError(RunError):
+    """Another process works in the run folder."""
+
+
 def run_folder(config: DictConfig) -> Path:
     """Return `outputs/MODEL/DATASET/CATEGORY/seedN-HASH8` of a configuration."""
     data = config.dataset
@@ -267,14 +271,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the system frees it when the process ends, however.
 
     Raises:
-        RunError: another process works in it.
+        RunInUseError: another process works in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "run.lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise RunError(
+        raise RunInUseError(
             f"{folder}: another process is at work in this run folder; wait until it has ended, "
             "or change what the run is, trainer.seed=1 say"
         ) from None
