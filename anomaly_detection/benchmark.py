@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -337,16 +338,15 @@ def run_local(cells: Sequence[Cell], settings: EngineSettings, report: Report) -
                         return
                 report(cell, result["state"], result)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(settings.workers)]
+    pool = ThreadPoolExecutor(settings.workers)
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for future in as_completed([pool.submit(work, i) for i in range(settings.workers)]):
+            future.result()
     finally:
         stopping.set()
         for worker in list(workers.values()):
             worker.stop()
+        pool.shutdown()
 
 
 def run_ray(cells: Sequence[Cell], settings: EngineSettings, report: Report) -> None:
