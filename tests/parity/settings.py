@@ -158,6 +158,15 @@ MODELS: dict[str, Settings] = {
         train_count=3,
         validation_count=2,
     ),
+    # Its class knows ResNets and two transformers only.
+    "fastflow": Settings(
+        {"backbone": "resnet18"},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64]},
+        real={"image_size": [128, 128]},
+        small_kwargs={"flow_steps": 2},
+        weights={"resnet18": "random"},
+    ),
     "general_ad": Settings(
         {"backbone": DINO, "layers": [12], "hidden_dim": 128, "epochs": 2},
         job={"max_epochs": 2},

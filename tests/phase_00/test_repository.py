@@ -24,8 +24,8 @@ ROOMS = """
 01_datasets 01a_demo_data 01b_transforms 01c_dataloader 01d_metrics 01e_predictions 01f_hooks
 01g_checkpoint 01h_trainer 01i_evaluator 01j_coreset 01k_plots 01l_models 01m_checks
 01n_neighbours 01o_bootstrap 02_stfpm 03_efficient_ad 04_padim 05_patchcore 06_draem
-07_dinomaly 08_reverse_distillation 10_dfm 11_dfkde 12_anomaly_dino 13_mh_patchcore 14_rad
-15_super_add 16_cfa
+07_dinomaly 08_reverse_distillation 09_fastflow 10_dfm 11_dfkde 12_anomaly_dino 13_mh_patchcore
+14_rad 15_super_add 16_cfa
 17_winclip 18_anomalyvfm 19_uninet 20_l2bt 21_fre 22_dsr 23_ganomaly 24_glass 25_supersimplenet
 26_general_ad 27_inp_former 28_foundad 40_viewer 41_board 42_gallery 43_compare 44_explain
 45_living_report 60_cli 90_eval_stfpm 91_eval_efficientad

@@ -20,6 +20,11 @@ RECIPES = {
         "model.warmup_steps=10",
         4,
     ),
+    "fastflow": (
+        "transform.image_size=96 trainer.batch_size=8 trainer.max_epochs=10 model.flow_steps=4 "
+        "model.pre_trained=false",
+        4,
+    ),
     "foundad": (
         "transform.image_size=98 trainer.batch_size=8 trainer.max_steps=200 "
         "model.encoder_name=dinov2_vit_small_14 model.pre_trained=false model.pred_depth=2",
