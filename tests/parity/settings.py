@@ -253,6 +253,14 @@ MODELS: dict[str, Settings] = {
         },
         small_kwargs={"coreset_sampling_ratio": 0.02},
     ),
+    # Cropped, so that the map's border is compared too.
+    "patchflow": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "crop_size": [112, 112]},
+        job={"max_epochs": 2, "batch_size": 8},
+        small={"image_size": [64, 64], "batch_size": 4},
+        real={"image_size": [128, 128]},
+        small_kwargs={"crop_size": [56, 56], "flow_feature_dim": 32, "flow_hidden_dim": 32},
+    ),
     "rad": Settings(
         {"backbone": TINY_DINO, "k_image": 5},
         job={"pre_processor": {"center_crop_size": [96, 96]}},

@@ -65,6 +65,11 @@ RECIPES = {
         f"model.encoder_name={DINO} model.pre_trained=false",
         4,
     ),
+    "patchflow": (
+        "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=15 "
+        "model.backbone=tf_efficientnet_lite0",
+        4,
+    ),
     "reverse_distillation": (
         "transform.image_size=64 trainer.batch_size=8 trainer.max_epochs=20 "
         "model.backbone=resnet18 model.pre_trained=false",
