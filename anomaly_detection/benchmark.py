@@ -359,7 +359,9 @@ def run_ray(cells: Sequence[Cell], settings: EngineSettings, report: Report) -> 
         ) from None
     mine = not ray.is_initialized()
     if mine:
-        ray.init(address=settings.address, logging_level="ERROR", log_to_driver=False)
+        # A cluster of our own needs no web page
+        local = {} if settings.address else {"include_dashboard": False}
+        ray.init(settings.address, logging_level="ERROR", log_to_driver=False, **local)
     try:
         task = ray.remote(run_cell).options(
             num_cpus=settings.threads, num_gpus=settings.gpus, max_retries=settings.retries
