@@ -155,10 +155,11 @@ def results_table(runs: Sequence[Run]) -> pandas.DataFrame:
             row |= {name: whole.get(name) for name in COSTS[2:]}
             row |= {"protocol": whole["protocol"], "backbone": model_backbone(run)}
             row |= {"image_size": image_size(run), "held_out": settings.get("dataset.held_out")}
-            row |= {"shots": whole.get("shots"), "contamination": whole.get("contamination", 0.0)}
-            row |= {"categories": len(names), "n_train": whole["n_train"]}
-            row |= {"n_test": metrics["n_test"], "config_hash": whole["config_hash"]}
-            rows.append(row | {"folder": str(run.folder)})
+            # WinCLIP takes its normal images by a setting of its own
+            row |= {"shots": settings.get("model.k_shot", whole.get("shots"))}
+            row |= {"contamination": whole.get("contamination", 0.0), "categories": len(names)}
+            row |= {"n_train": whole["n_train"], "n_test": metrics["n_test"]}
+            rows.append(row | {"config_hash": whole["config_hash"], "folder": str(run.folder)})
     table = pandas.DataFrame(rows)
     numbers = [*METRICS, *COSTS, "shots", "held_out"]
     table[numbers] = table[numbers].astype(float)

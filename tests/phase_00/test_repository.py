@@ -28,7 +28,7 @@ ROOMS = """
 15_super_add 16_cfa
 17_winclip 18_anomalyvfm 19_uninet 20_l2bt 21_fre 22_dsr 23_ganomaly 24_glass 25_supersimplenet
 26_general_ad 27_inp_former 28_foundad 40_viewer 41_board 42_gallery 43_compare 44_explain
-45_living_report 50_benchmark 50a_run_statistics 60_cli 90_eval_stfpm 91_eval_efficientad
+45_living_report 50_benchmark 50a_run_statistics 50b_published 60_cli 90_eval_stfpm 91_eval_efficientad
 92_threshold_dashboard 93_compare_models 94_why_this_pixel index
 """.split()
 # Notebooks whose pictures help a reader; the others keep no output
@@ -163,6 +163,7 @@ def test_the_wheel_is_whole_without_the_repository(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "anomaly_detection/backbones_manifest.json" in names
     assert {"anomaly_detection/cli.py", "anomaly_detection/models/patchcore.py"} <= names
+    assert "anomaly_detection/published.csv" in names
     static = "anomaly_detection/widgets/static/dashboard"
     assert {f"{static}.js", f"{static}.css"} <= names
     # The unpacked wheel runs from an empty folder: no configs, no manifest beside it
