@@ -248,6 +248,15 @@ def benchmark(options: argparse.Namespace) -> int:
     if not options.plan:
         sweep.run(print_change)
     print(f"\n{results_lines(sweep)}")
+    if options.against and sweep.runs():
+        from anomaly_detection.published import compare_published, comparison_lines
+        from anomaly_detection.run_statistics import results_table
+
+        print(f"\n{comparison_lines(compare_published(results_table(sweep.runs())))}")
+    if options.report and sweep.runs():
+        from anomaly_detection.report import write_benchmark_report
+
+        print(f"\nreport: {write_benchmark_report(sweep.runs(), sweep.folder)}")
     failed = sweep.of_state("failed")
     if failed:
         print(f"\ntracebacks of the {len(failed)} failed runs: {sweep.folder / 'failed'}")
@@ -426,6 +435,10 @@ def build_parser() -> argparse.ArgumentParser:
     command("train", train)
     entry = command("benchmark", benchmark)
     entry.add_argument("--plan", action="store_true", help="only say which runs, and their state")
+    text = "write report.html and report.md into the sweep's folder"
+    entry.add_argument("--report", action="store_true", help=text)
+    text = "put the papers' numbers beside ours, and say what differs"
+    entry.add_argument("--against", choices=("published",), help=text)
     command("evaluate", evaluate).add_argument("run_folder", metavar="RUN_FOLDER")
     entry = command("predict", predict)
     entry.add_argument("run_folder", metavar="RUN_FOLDER")
