@@ -25,7 +25,7 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from .config import atomic_path
 from .datasets import BENCHMARK_CATEGORIES
@@ -353,9 +353,9 @@ def plot_boxes(results: pandas.DataFrame, metrics: Sequence[str] = SHOWN) -> Sta
                 axes.annotate(worst, (values.min(), height), **place, **look)
         axes.set_title(metric.replace("_", " "), fontsize=10.5)
         axes.set_ylim(-0.75, len(methods) - 0.4)
-        axes.margins(x=0.08)
+        axes.margins(x=0.14)
         plain_axes(axes)
-    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].set_yticks(range(len(methods)), [name.replace(" ", "\n") for name in methods])
     return figure
 
 # %% ../nbs/51_report.ipynb #2f0eda6b
@@ -368,12 +368,15 @@ COST_TITLES = {
 
 
 def label_costs(axes: Axes) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers."""
-    axes.set_xscale("log")
-    low, high = axes.dataLim.intervalx
-    steps = (1, 3) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    """Put a few plain numbers on a logarithmic horizontal axis."""
+    low, high = axes.get_xlim()
+    # The more decades, the fewer numbers in each
+    sets = ((4, (1, 1.5, 2, 3, 5, 7)), (30, (1, 2, 5)), (1000, (1, 3)), (np.inf, (1,)))
+    steps = next(steps for ratio, steps in sets if high < ratio * low)
+    exponents = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -389,9 +392,11 @@ def plot_costs(results: pandas.DataFrame, metric: str = "image_auroc") -> Static
     means, spreads = by_seed.groupby("method").mean(), by_seed.groupby("method").std()
     costs = results.groupby("method")[list(COST_TITLES)].mean()
     drawn = [name for name in COST_TITLES if costs[name].notna().any()]
-    figure = StaticFigure((1.2 + 3.1 * len(drawn), 3.9))
-    panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
     styles = method_styles(list(dict.fromkeys(results["method"])))
+    columns = 3 if max(map(len, styles)) < 30 else 2
+    lines = -(-len(styles) // columns)
+    figure = StaticFigure((1.2 + 3.1 * len(drawn), 3.9 + 0.22 * lines))
+    panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, drawn, strict=True):
         for method, style in styles.items():
             if method not in means.index or np.isnan(costs.loc[method, name]):
@@ -399,14 +404,16 @@ def plot_costs(results: pandas.DataFrame, metric: str = "image_auroc") -> Static
             spread = 100 * np.nan_to_num(spreads[method])
             point = (costs.loc[method, name], 100 * means[method])
             axes.errorbar(*point, yerr=spread, ls="", ms=8, capsize=3, label=method, **style)
+        axes.set_xscale("log")
+        axes.margins(x=0.15, y=0.12)
         label_costs(axes)
-        axes.margins(x=0.2, y=0.12)
         axes.set_xlabel(COST_TITLES[name], fontsize=9.5)
         axes.grid(color="#e0e0e0", linewidth=0.7)
         plain_axes(axes)
     panels[0].set_ylabel(f"{metric.replace('_', ' ')}, hundredths", fontsize=9.5)
-    lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside right upper", fontsize=9, frameon=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    look = {"fontsize": 9, "frameon": False, "ncols": columns}
+    figure.legend(handles, names, loc="outside lower left", **look)
     return figure
 
 # %% ../nbs/51_report.ipynb #045762e3

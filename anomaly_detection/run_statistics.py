@@ -72,7 +72,9 @@ def method_names(runs: Sequence[Run]) -> list[str]:
         for name in sorted({name for other in groups[key] for name in other}):
             values = {json.dumps(other.get(name)) for other in groups[key]}
             if len(values) > 1:
-                parts.append(f"{name.rpartition('.')[2]}={found.get(name)}")
+                value = found.get(name)
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                parts.append(f"{name.rpartition('.')[2]}={text}")
         names.append(" ".join(parts))
     return names
 
