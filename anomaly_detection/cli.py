@@ -248,15 +248,16 @@ def benchmark(options: argparse.Namespace) -> int:
     if not options.plan:
         sweep.run(print_change)
     print(f"\n{results_lines(sweep)}")
-    if options.against and sweep.runs():
+    runs = sweep.runs()
+    if options.against and runs:
         from anomaly_detection.published import compare_published, comparison_lines
         from anomaly_detection.run_statistics import results_table
 
-        print(f"\n{comparison_lines(compare_published(results_table(sweep.runs())))}")
-    if options.report and sweep.runs():
+        print(f"\n{comparison_lines(compare_published(results_table(runs)))}")
+    if options.report and runs:
         from anomaly_detection.report import write_benchmark_report
 
-        print(f"\nreport: {write_benchmark_report(sweep.runs(), sweep.folder)}")
+        print(f"\nreport: {write_benchmark_report(runs, sweep.folder)}")
     failed = sweep.of_state("failed")
     if failed:
         print(f"\ntracebacks of the {len(failed)} failed runs: {sweep.folder / 'failed'}")

@@ -6,8 +6,8 @@
 __all__ = ['NO_SPACE', 'SHORT_KEYS', 'SIZE_KEYS', 'UserError', 'did_you_mean', 'system_error', 'atomic_path', 'text_table',
            'ConfigError', 'default_path', 'setting', 'PathsConfig', 'DatasetConfig', 'TransformConfig', 'TrainerConfig',
            'EvaluationConfig', 'ExperimentConfig', 'Assignment', 'split_word', 'flatten', 'read_yaml', 'schema_fields',
-           'unknown_key', 'describe_type', 'read_text', 'fits_type', 'limit_error', 'checked_value', 'read_words',
-           'said_keys', 'load_config', 'open_field', 'dataset_root', 'config_hash']
+           'unknown_key', 'describe_type', 'split_list', 'read_text', 'fits_type', 'limit_error', 'checked_value',
+           'read_words', 'said_keys', 'load_config', 'open_field', 'dataset_root', 'config_hash']
 
 # %% ../nbs/00_config.ipynb #bf16a780
 import errno
@@ -325,6 +325,12 @@ def describe_type(kind: Any) -> str:
     return "a value"
 
 
+def split_list(text: str) -> list[str]:
+    """Return the parts of `a,b` or `[a,b]`; empty ones are left out."""
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return [part.strip() for part in inside.split(",") if part.strip()]
+
+
 def read_text(text: str | list, kind: Any) -> Any:
     """Turn the text of a value, or the texts of a list, into what a field of type `kind` takes;
     text that does not fit comes back as it is.
@@ -338,9 +344,7 @@ def read_text(text: str | list, kind: Any) -> Any:
         return None
     for option in options:
         if get_origin(option) in (list, tuple) and text not in ("", None):
-            inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-            parts = [part.strip() for part in inside.split(",") if part.strip()]
-            return [read_text(part, get_args(option)[0]) for part in parts]
+            return [read_text(part, get_args(option)[0]) for part in split_list(text)]
     if str in options:
         return text
     value = yaml.safe_load(text) if text else None

@@ -92,9 +92,9 @@ def category_metrics(run: Run) -> dict[str, dict[str, Any]]:
     return metrics.get("categories") or {metrics["category"] or run.folder.parent.name: metrics}
 
 
-def rows_of_category(run: Run, category: str) -> Predictions:
-    """Return the test rows of one of a run's categories."""
-    return run.predictions.select("test", category if "categories" in run.metrics else None)
+def rows_of_category(run: Run, category: str, split: str | None = "test") -> Predictions:
+    """Return the test rows (`split` None: the held-out ones too) of one of a run's categories."""
+    return run.predictions.select(split, category if "categories" in run.metrics else None)
 
 
 def distinct_runs(runs: Sequence[Run]) -> list[Run]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from anomaly_detection.benchmark import SHOWN, Sweep, plan_sweep, print_change
 from anomaly_detection.config import atomic_path, load_config
-from anomaly_detection.evaluator import Run
+from anomaly_detection.report import markdown_table, value_text
+from anomaly_detection.run_statistics import results_table, spread_table
 from anomaly_detection.trainer import software_versions
 
 SETS = {
@@ -25,35 +26,26 @@ models=padim,patchcore seeds=0,1,2 workers=2 trainer.device=cpu trainer.progress
 model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4 padim.n_features=100
 patchcore.coreset_sampling_ratio=0.01 evaluation.save_maps=false
 """.split()
-HEADER = f"| model | category | {' | '.join(SHOWN)} |\n|---|---|{'---|' * len(SHOWN)}"
 INTRODUCTION = """# Results on small sets
 
 **These are not the benchmarks.** They show that the path from words to tables runs from end to end
-on real images that can be passed on. Means over {seeds} seeds, the range behind them where it is
-not zero; protocol `honest`, the backbone of a few megabytes that is embedded. Made by `make
+on real images that can be passed on. Hundredths: mean and standard deviation over {seeds} seeds;
+protocol `honest`, the backbone of a few megabytes that is embedded. Made by `make
 results`; with the real data and weights, `make verify-mvtec`, `make verify-visa` and `make
 verify-btad` run the same sweeps. Versions: {versions}.
 """
 
 
-def spread_text(values: list[float]) -> str:
-    """A mean, and half of the range behind it."""
-    half = (max(values) - min(values)) / 2
-    mean = f"{sum(values) / len(values):.3f}"
-    return mean if half < 0.0005 else f"{mean} ± {half:.3f}"
-
-
-def table_lines(sweep: Sweep) -> list[str]:
-    """The sweep's means over seeds, a line for each model and category."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for cell in sweep.of_state("done"):
-        groups.setdefault((cell.model, cell.category), []).append(Run(cell.folder).metrics)
-    lines = []
-    for (model, category), runs in groups.items():
-        columns = [[run[name] for run in runs if run[name] is not None] for name in SHOWN]
-        texts = [spread_text(column) if column else "-" for column in columns]
-        lines.append(f"| {model} | {category} | {' | '.join(texts)} |")
-    return lines
+def table_of(sweep: Sweep) -> str:
+    """The sweep's means over seeds as Markdown, a line for each model and category."""
+    results = results_table(sweep.runs())
+    spreads = spread_table(results, SHOWN)
+    if results["category"].nunique() == 1:
+        spreads = spreads[spreads["category"] != "mean"]
+    pairs = zip(spreads["mean"], spreads["spread"], strict=True)
+    texts = spreads.assign(text=[value_text(mean, spread) for mean, spread in pairs])
+    wide = texts.pivot(index=["method", "category"], columns="metric", values="text")
+    return markdown_table(wide[list(SHOWN)].reset_index())
 
 
 def main() -> int:
@@ -72,8 +64,7 @@ def main() -> int:
             words += [f"paths.outputs={scratch}/outputs", f"paths.cache={scratch}/cache"]
             sweep = plan_sweep(words).run(print_change)
             failed += len(sweep.of_state("failed"))
-            lines = [f"## {title[0].upper()}{title[1:]}", "", HEADER, *table_lines(sweep)]
-            parts.append("\n".join(lines))
+            parts.append(f"## {title[0].upper()}{title[1:]}\n\n{table_of(sweep)}")
     versions = ", ".join(f"{key} {value}" for key, value in software_versions().items())
     with atomic_path(options.out) as temporary:
         head = INTRODUCTION.format(seeds=3, versions=versions)

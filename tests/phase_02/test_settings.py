@@ -74,3 +74,18 @@ def test_a_second_process_is_told_that_a_folder_is_in_use(words, tmp_path):
     # A killed process holds nothing
     with alone_in(folder):
         pass
+
+
+def test_a_finished_run_is_read_where_nobody_can_write(words, monkeypatch):
+    mine = [*words, "category=cap"]
+    run = run_experiment(resolve(mine).trainer())
+
+    def refuse(*_: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr("anomaly_detection.evaluator.alone_in", refuse)
+    again = run_experiment(resolve(mine).trainer())
+    assert again.metrics == run.metrics
+    # Scoring again writes, so it must be alone
+    with pytest.raises(OSError, match="read-only"):
+        main(["evaluate", str(run.folder)])
