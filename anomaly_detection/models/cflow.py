@@ -42,7 +42,8 @@ class CflowConfig:
     permute_soft: bool = setting(False, "rotate channels between blocks instead of shuffling")
     lr: float = setting(1e-4, "of Adam", above=0)
     reference: str = setting(
-        "paper", "whose largest likelihood is 1: training images', or the batch's",
+        "paper",
+        "whose largest likelihood is 1: training images', or the batch's",
         choices=("anomalib", "paper"),
     )
 
