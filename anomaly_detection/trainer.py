@@ -220,6 +220,9 @@ class BaseTrainer:
     frozen: ClassVar[str | None] = None
     # True for a loss that adds up over a batch's images instead of taking their mean
     loss_is_sum: ClassVar[bool] = False
+    # False where the images of a batch decide how many steps it takes: processes that wait for each
+    # other at every step would wait for ever
+    shares_batches: ClassVar[bool] = True
     # True where even the small run takes minutes or gigabytes
     heavy: ClassVar[bool] = False
 
@@ -417,6 +420,11 @@ class BaseTrainer:
         """Check the input and build the model."""
         if not train:
             raise TrainingError(f"{self.name}: no training images; check dataset.root and category")
+        if world().shared and not self.shares_batches:
+            raise TrainingError(
+                f"{self.name}: takes as many steps as a batch has images, which processes cannot "
+                "share; leave torchrun out (ad benchmark workers=N fits several runs at once)"
+            )
         self.hooks = list(hooks)
         if self.config.trainer.progress and world().writes:
             self.hooks.append(ProgressBar())

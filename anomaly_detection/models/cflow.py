@@ -75,6 +75,7 @@ class CflowTrainer(GradientTrainer):
     kind: ClassVar[str] = "conditional flow"
     cost: ClassVar[str] = "hours on 2 cores; a GPU"
     Config: ClassVar[type] = CflowConfig
+    shares_batches: ClassVar[bool] = False
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 50}
     frozen: ClassVar[str | None] = "encoder"
     check_words: ClassVar[tuple[str, ...]] = (

@@ -12,9 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+
+from anomaly_detection.checks import Bench
+from anomaly_detection.distributed import World
+from anomaly_detection.trainer import TrainingError
 
 PROGRAM = Path(__file__).with_name("distributed_fit.py")
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -130,6 +135,15 @@ def test_torchrun_starts_the_command(tmp_path):
         cwd=tmp_path,
     )
     assert refused.returncode != 0 and "workers=N" in refused.stderr
+
+
+def test_a_recipe_that_cannot_share_batches_says_so(tmp_path):
+    bench = Bench("cflow", tmp_path)
+    with (
+        patch("anomaly_detection.trainer.world", lambda: World(0, 2)),
+        pytest.raises(TrainingError, match="leave torchrun out"),
+    ):
+        bench.trainer().fit(bench.images.train)
 
 
 @pytest.mark.slow
