@@ -341,7 +341,7 @@ def visa_record(root: Path, table: Path, row: dict[str, str], allow_missing: boo
     anomalous = row["label"] == "anomaly"
     files = [root / row["image"]] + ([root / row["mask"]] if anomalous and row["mask"] else [])
     for path in files:
-        if not path.is_file():
+        if not os.path.isfile(path):  # false for what can be no name, too
             raise DatasetError(
                 f"{table}, line {row['line']}: no file {path}; restore it or the row"
             )

@@ -659,7 +659,7 @@ class BaseTrainer:
         self.build(pretrained=False)
         self.load_tensors(folder, checkpoint.tensors)
         self.weights = checkpoint.info["weights"]
-        self.notes = list(checkpoint.info.get("notes", []))
+        self.notes = [str(note) for note in checkpoint.info.get("notes") or ()]
         self.load_extra_state(checkpoint.info["extra"])
         self.state = TrainState(epoch=checkpoint.info["epochs"], step=checkpoint.info["steps"])
         self.model.eval()
@@ -681,6 +681,19 @@ class BaseTrainer:
 
     def checked_config(self, folder: Path, info: dict[str, Any]) -> DictConfig:
         """Return the checkpoint's configuration with this machine's part of ours."""
+        kinds = {"model": str, "config": dict, "weights": dict, "versions": dict, "extra": dict}
+        kinds |= {"epochs": int, "steps": int, "train_digest": str}
+        damaged = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
+        groups = plain_settings(self.config)
+        groups = [name for name, group in groups.items() if isinstance(group, dict)]
+        if not damaged:
+            found = info["config"]
+            damaged = [f"config.{n}" for n in groups if not isinstance(found.get(n), dict)]
+        if damaged:
+            raise CheckpointError(
+                f"{folder}: damaged, its {damaged[0]} is not what a fit writes; restore it or fit "
+                "again"
+            )
         if info["model"] != self.name:
             raise CheckpointError(
                 f"{folder}: holds a {info['model']}, not a {self.name}; "
