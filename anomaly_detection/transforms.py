@@ -50,7 +50,8 @@ class Transform:
     Sizes are (height, width) in pixels; one number means a square. `center_crop` is cut out after
     resizing to `image_size`. `square_pad` first pads the shorter side, both ends alike: images by
     repeating their edge, masks with "normal". Bicubic resizing can overshoot [0, 1]; it is not
-    clipped, as in Anomalib. Raises `TransformError` for a value that cannot work.
+    clipped, as in Anomalib. Raises `TransformError` for a value that cannot work. Points in space
+    (`xyz`) are always resized bilinearly, as Anomalib resizes them.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -119,6 +120,22 @@ class Transform:
         if self.center_crop is not None:
             values = F.center_crop(values, list(self.center_crop))
         return values.as_subclass(torch.Tensor).bool()
+
+    def xyz(self, points: np.ndarray) -> torch.Tensor:
+        """Return float32 (3, height, width) of points (H, W, 3); what pads has no point, (0, 0, 0).
+
+        Between a point and a pixel without one, bilinear resizing makes points that were not
+        measured.
+        """
+        if points.ndim != 3 or points.shape[2] != 3:
+            raise TransformError(f"points must be (H, W, 3), not {points.shape}")
+        values = torch.from_numpy(points.astype(np.float32).transpose(2, 0, 1).copy())
+        if self.square_pad:
+            values = pad_to_square(values, "constant")
+        values = torch.nn.functional.interpolate(
+            values[None], self.image_size, mode="bilinear", align_corners=False
+        )[0]
+        return values if self.center_crop is None else F.center_crop(values, [*self.center_crop])
 
 
 def pad_to_square(values: torch.Tensor, mode: Literal["replicate", "constant"]) -> torch.Tensor:
