@@ -185,6 +185,15 @@ MODELS: dict[str, Settings] = {
         train_count=3,
         validation_count=2,
     ),
+    # Its class knows ResNets and two transformers only.
+    "fastflow": Settings(
+        {"backbone": "resnet18"},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64]},
+        real={"image_size": [128, 128]},
+        small_kwargs={"flow_steps": 2},
+        weights={"resnet18": "random"},
+    ),
     "general_ad": Settings(
         {"backbone": DINO, "layers": [12], "hidden_dim": 128, "epochs": 2},
         job={"max_epochs": 2},
@@ -270,6 +279,14 @@ MODELS: dict[str, Settings] = {
             "coreset_sampling_ratio": 0.01,
         },
         small_kwargs={"coreset_sampling_ratio": 0.02},
+    ),
+    # Cropped, so that the map's border is compared too.
+    "patchflow": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "crop_size": [112, 112]},
+        job={"max_epochs": 2, "batch_size": 8},
+        small={"image_size": [64, 64], "batch_size": 4},
+        real={"image_size": [128, 128]},
+        small_kwargs={"crop_size": [56, 56], "flow_feature_dim": 32, "flow_hidden_dim": 32},
     ),
     "rad": Settings(
         {"backbone": TINY_DINO, "k_image": 5},

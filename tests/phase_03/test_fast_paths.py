@@ -22,7 +22,10 @@ ARGUMENTS = {
     "dfm": {"backbone": "tf_efficientnet_lite0", "layer": "blocks.2", "pooling_kernel_size": 2},
 }
 # These are trained, so what differs by rounding may end up anywhere: only the cache is compared
-TRAINED = ("fre", "general_ad", "l2bt", "reverse_distillation", "supersimplenet")
+TRAINED = (
+    *("fastflow", "fre", "general_ad", "l2bt", "patchflow", "reverse_distillation"),
+    "supersimplenet",
+)
 CHANNELS_LAST = [name for name in ARGUMENTS if recipe_class(name).channels_last]
 
 

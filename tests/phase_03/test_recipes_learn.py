@@ -20,6 +20,11 @@ RECIPES = {
         "model.warmup_steps=10",
         4,
     ),
+    "fastflow": (
+        "transform.image_size=96 trainer.batch_size=8 trainer.max_epochs=10 model.flow_steps=4 "
+        "model.pre_trained=false",
+        4,
+    ),
     "foundad": (
         "transform.image_size=98 trainer.batch_size=8 trainer.max_steps=200 "
         "model.encoder_name=dinov2_vit_small_14 model.pre_trained=false model.pred_depth=2",
@@ -58,6 +63,11 @@ RECIPES = {
     "l2bt": (
         "transform.image_size=112 trainer.batch_size=8 trainer.max_epochs=15 model.lr=1e-3 "
         f"model.encoder_name={DINO} model.pre_trained=false",
+        4,
+    ),
+    "patchflow": (
+        "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=15 "
+        "model.backbone=tf_efficientnet_lite0",
         4,
     ),
     "reverse_distillation": (
