@@ -10,7 +10,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples
+from anomaly_detection.datasets import open_dataset
+
+from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples, sample
 from .make_environment import environment_folder
 from .reference_images import (
     add_points,
@@ -55,7 +57,8 @@ class Settings:
     recorded_steps: int | None = None
     # Of real images test so few only, evenly spread, where each takes long.
     test_count: int | None = None
-    # True where the model needs points: each image gets a relief made from its brightness.
+    # True where the model needs points: each recorded image gets a relief made from its brightness,
+    # and in place of real images come those of the generated set with depth.
     with_xyz: bool = False
 
 
@@ -123,8 +126,7 @@ MODELS: dict[str, Settings] = {
         weights={"resnet18": "random"},
     ),
     # Its ViT is of one size and wants 224 pixels, where a step takes a quarter of a minute: timm
-    # builds it for fewer. Points are made from brightness, for real images too: no real set with
-    # depth is at hand.
+    # builds it for fewer.
     "cfm": Settings(
         {"rgb_backbone": "vit_base_patch8_224.dino", "group_size": 16, "num_group": 32},
         job={"max_epochs": 2, "batch_size": 2},
@@ -134,7 +136,6 @@ MODELS: dict[str, Settings] = {
         prepare=cfm_files,
         with_xyz=True,
         train_count=6,
-        test_count=6,
     ),
     "dfkde": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
@@ -371,8 +372,6 @@ def make_job(name: str, samples: dict[str, list[dict]], small: bool, folder: Pat
     settings = MODELS[name]
     kwargs = settings.model_kwargs | (settings.small_kwargs if small else {})
     common, own = (SMALL, settings.small) if small else (REAL, settings.real)
-    if settings.with_xyz:
-        samples = add_points(samples, folder)
     job = {"model": name, "weights": settings.weights, **common, **settings.job, **own, **samples}
     if settings.validation_count:
         job["validation"] = samples["train"][-settings.validation_count :]
@@ -384,13 +383,34 @@ def make_job(name: str, samples: dict[str, list[dict]], small: bool, folder: Pat
 
 def small_job(name: str, folder: Path) -> dict:
     """The recorded run: generated images, written to `folder`, at 128 pixels."""
-    return make_job(name, make_images(folder), small=True, folder=folder)
+    samples = make_images(folder)
+    if MODELS[name].with_xyz:
+        samples = add_points(samples, folder)
+    return make_job(name, samples, small=True, folder=folder)
+
+
+def depth_samples(folder: Path) -> dict[str, list[dict]]:
+    """The train and test images of the generated set with depth, with their points."""
+    data = open_dataset("demo_3d", folder, "biscuit")
+    return {
+        split: [
+            sample(record.image_path, record.label, record.mask_path)
+            | {"xyz_path": record.xyz_path}
+            for record in records
+        ]
+        for split, records in (("train", data.train), ("test", data.test))
+    }
 
 
 def real_job(name: str, category: Path, every: int = 1) -> dict:
-    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image."""
-    samples = {split: images[::every] for split, images in mvtec_samples(category).items()}
+    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image.
+
+    A model that needs points runs on the generated set instead: no real one is at hand.
+    """
+    files = environment_folder() / "files" / name
+    samples = depth_samples(files) if MODELS[name].with_xyz else mvtec_samples(category)
+    samples = {split: images[::every] for split, images in samples.items()}
     count, total = MODELS[name].test_count, len(samples["test"])
     if count and count < total:
         samples["test"] = [samples["test"][index * total // count] for index in range(count)]
-    return make_job(name, samples, small=False, folder=environment_folder() / "files" / name)
+    return make_job(name, samples, small=False, folder=files)
