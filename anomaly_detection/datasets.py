@@ -7,8 +7,8 @@ __all__ = ['IMAGE_SUFFIXES', 'CLUTTER', 'MASK_ENDINGS', 'BENCHMARK_CATEGORIES', 
            'ADAM_3D_LAYOUT', 'VISA_COLUMNS', 'VISA_LAYOUT', 'NORMAL_NAMES', 'MASK_NAMES', 'FOLDER_LAYOUT', 'READERS',
            'AUXILIARY_SETS', 'DatasetError', 'ImageRecord', 'list_folders', 'list_images', 'shorten', 'folder_name',
            'describe_folder', 'index_masks', 'match_masks', 'AnomalyDataset', 'find_category', 'read_train_test',
-           'require_masks', 'is_mvtec_category', 'read_mvtec', 'is_btad_category', 'read_btad', 'load_xyz',
-           'is_3d_category', 'match_xyz', 'images_with_xyz', 'read_rgb_xyz', 'read_mvtec_3d', 'read_adam_3d',
+           'require_masks', 'is_mvtec_category', 'is_3d_category', 'refuse_points', 'read_mvtec', 'is_btad_category',
+           'read_btad', 'load_xyz', 'match_xyz', 'images_with_xyz', 'read_rgb_xyz', 'read_mvtec_3d', 'read_adam_3d',
            'read_visa_table', 'visa_record', 'read_visa_published', 'find_visa', 'read_visa', 'named_folders',
            'normal_sources', 'is_plain_category', 'FolderRoles', 'guess_roles', 'explicit_roles', 'find_folder_masks',
            'folder_records', 'set_aside', 'read_folder', 'read_demo', 'read_demo_3d', 'reader_of', 'open_dataset',
@@ -279,6 +279,24 @@ def is_mvtec_category(folder: Path) -> bool:
     return (folder / "train" / "good").is_dir() and (folder / "test").is_dir()
 
 
+def is_3d_category(folder: Path) -> bool:
+    """Whether `folder` has the layout of MVTec 3D-AD or 3D-ADAM."""
+    return (folder / "train" / "good" / "rgb").is_dir() and (folder / "test").is_dir()
+
+
+def refuse_points(folder: Path) -> None:
+    """Refuse a category with colour and points in folders of their own; other layouts mix them up.
+
+    Raises:
+        DatasetError: names the layouts that fit.
+    """
+    if is_3d_category(folder):
+        raise DatasetError(
+            f"{folder} holds colour and points (train/good/rgb): expected dataset=mvtec_3d, or "
+            "adam_3d where masks lie in ground_truth; models that see colour alone read both too"
+        )
+
+
 def read_mvtec(root: Path, category: str, allow_missing_masks: bool = False) -> AnomalyDataset:
     """Read a category of MVTec AD (Bergmann et al., CVPR 2019) or any folder in its layout.
 
@@ -286,6 +304,7 @@ def read_mvtec(root: Path, category: str, allow_missing_masks: bool = False) -> 
     `ground_truth` folder.
     """
     folder = find_category("mvtec", root, category, is_mvtec_category, MVTEC_LAYOUT)
+    refuse_points(folder)
     return read_train_test("mvtec", root, folder, "good", allow_missing_masks)
 
 # %% ../nbs/01_datasets.ipynb #e3b87060
@@ -337,11 +356,6 @@ def load_xyz(path: str, size: tuple[int, int]) -> np.ndarray:
 # %% ../nbs/01_datasets.ipynb #d1ec7a3d
 MVTEC_3D_LAYOUT = "CATEGORY/train/good/{rgb,xyz} and CATEGORY/test/DEFECT/{rgb,xyz,gt}"
 ADAM_3D_LAYOUT = "CATEGORY/train/good/{rgb,xyz} and CATEGORY/test/DEFECT/{rgb,xyz,ground_truth}"
-
-
-def is_3d_category(folder: Path) -> bool:
-    """Whether `folder` has the layout of MVTec 3D-AD or 3D-ADAM."""
-    return (folder / "train" / "good" / "rgb").is_dir() and (folder / "test").is_dir()
 
 
 def match_xyz(images: Sequence[Path], folder: Path, notes: list[str]) -> list[str]:
@@ -730,6 +744,7 @@ def read_folder(
         raise DatasetError("name normal_dir too when naming the folders of a plain folder")
     else:
         folder = find_category("folder", root, category, is_plain_category, FOLDER_LAYOUT)
+        refuse_points(folder)
         roles = guess_roles(folder)
     name = category or folder_name(folder)
     records = folder_records(folder, name, roles, notes)

@@ -150,9 +150,11 @@ class CfmTrainer(GradientTrainer):
     )
 
     def input_transform(self) -> Transform:
-        """The configured transform; Anomalib does not normalise."""
-        normalize = "imagenet" if self.config.model.reference == "paper" else None
-        return replace(super().input_transform(), normalize=normalize)
+        """The configured transform, with colours and points as the reference has them."""
+        normalize, points = "imagenet", "nearest"
+        if self.config.model.reference == "anomalib":
+            normalize, points = None, "bilinear"
+        return replace(super().input_transform(), normalize=normalize, points=points)
 
     def build(self, pretrained: bool = True) -> None:
         """Build the model with its extractors, for a checkpoint too, since that holds none."""
