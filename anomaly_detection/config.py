@@ -139,7 +139,7 @@ class PathsConfig:
 class DatasetConfig:
     """Which images, and how many normal training images are kept back to choose thresholds."""
 
-    name: str = setting("demo", "mvtec, visa, btad, folder or demo")
+    name: str = setting("demo", "mvtec, visa, btad, folder, demo, mvtec_3d, adam_3d or demo_3d")
     root: str | None = setting(None, "the data set's folder; default paths.datasets/NAME")
     category: str = setting("", "a folder below the root; a,b or all: one model for them")
     held_out: float = setting(0.2, "share of the training normals kept back", minimum=0, below=1)
