@@ -14,6 +14,7 @@ from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples
 from .make_environment import environment_folder
 from .reference_images import (
     make_discrete_model,
+    make_efficientnet,
     make_images,
     make_natural_images,
     make_teacher,
@@ -80,6 +81,20 @@ def draem_files(folder: Path, kwargs: dict) -> dict:
     return {"model_kwargs": kwargs | {"dtd_dir": str(textures)}}
 
 
+def csflow_files(folder: Path, kwargs: dict) -> dict:
+    """EfficientNet-B5 where torchvision looks for it, and under a name that promises no hash.
+
+    With random weights as they come its features would be 1e-11, and its scores rounding alone.
+    """
+    name, place = "efficientnet_b5_lukemelas-1a07897c", folder / "torchvision"
+    own = make_efficientnet(folder / "own" / f"{name}.bin")
+    published = place / "hub" / "checkpoints" / f"{name}.pth"
+    published.parent.mkdir(parents=True, exist_ok=True)
+    published.unlink(missing_ok=True)
+    published.hardlink_to(own)
+    return {"weights": {"efficientnet_b5": str(own)}, "environment": {"TORCH_HOME": str(place)}}
+
+
 def dsr_files(folder: Path, kwargs: dict) -> dict:
     """A VQ-VAE where Anomalib's cache has it."""
     place = folder / "anomalib" / "pre_trained" / "dsr"
@@ -108,6 +123,15 @@ MODELS: dict[str, Settings] = {
         job={"max_epochs": 2, "batch_size": 4},
         small={"image_size": [64, 64]},
         weights={"resnet18": "random"},
+    ),
+    "csflow": Settings(
+        {"cross_conv_hidden_channels": 64, "n_coupling_blocks": 2},
+        job={"max_epochs": 2, "batch_size": 4},
+        # The couplings begin at zero: it takes some steps until a loss shows what they learnt
+        small={"max_epochs": 20},
+        small_kwargs={"cross_conv_hidden_channels": 16},
+        real={"image_size": [128, 128], "batch_size": 8},
+        prepare=csflow_files,
     ),
     "dfkde": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
