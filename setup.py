@@ -14,7 +14,7 @@ parser.read(ROOT / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 package = settings["lib_path"]
 
-EXTRAS = ("winclip", "tensorboard", "dev")
+EXTRAS = ("winclip", "tensorboard", "ray", "dev")
 # The manifest lives in the repository's root, where a person edits it; the wheel carries a copy
 DATA_FILES = ("backbones_manifest.json",)
 
@@ -38,8 +38,8 @@ setup(
     license="Apache-2.0",
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[package, f"{package}.*"]),
-    # The ES module and the style of the dashboards
-    package_data={package: ["*.json"], f"{package}.widgets": ["static/*"]},
+    # Published numbers; the ES module and the style of the dashboards
+    package_data={package: ["*.json", "*.csv"], f"{package}.widgets": ["static/*"]},
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={

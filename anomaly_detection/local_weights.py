@@ -22,12 +22,10 @@ from types import TracebackType
 from typing import Any
 
 import huggingface_hub
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import WeightsEnum
 
 from anomaly_detection.backbones import (
     BrokenWeightError,
@@ -42,6 +40,11 @@ from anomaly_detection.backbones import (
     missing_weight,
 )
 from .config import UserError, did_you_mean
+from .lazy_compiler import compiler_on_demand
+
+with compiler_on_demand():
+    import timm
+    from torchvision.models import WeightsEnum
 
 # %% ../nbs/00c_local_weights.ipynb #fddd92df
 class UnknownBackboneError(UserError, ValueError):
@@ -80,7 +83,8 @@ def renamed_in_order(
 
 def embedded_tensors(weight: EmbeddedWeight) -> dict[str, torch.Tensor]:
     """Return an embedded weight's tensors under timm's names; draws no random number."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    # Not on "meta": its random functions load the compiler, a second, where this takes 0.05 s
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         reference = ORIGINALS["create_model"](weight.entry.architecture).state_dict()
     return renamed_in_order(load_tensors(weight), reference)
 

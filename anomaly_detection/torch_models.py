@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from .config import UserError, did_you_mean, text_table
+from .lazy_compiler import compiler_on_demand
 
 # %% ../nbs/00b_torch_models.ipynb #222bb9b1
 ANOMALIB = "anomalib==2.7.0"
@@ -260,7 +261,8 @@ def torch_model_class(name: str) -> type:
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
     try:
-        module = importlib.import_module(requirement.module)
+        with compiler_on_demand():
+            module = importlib.import_module(requirement.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise missing_package(package, requirement.name) from error

@@ -50,6 +50,7 @@ from .dataloader import Batch, make_loader, seed_everything
 from .datasets import ImageRecord
 from .frozen_features import FrozenFeatures, answering
 from .hooks import EarlyStopping, Hook, ProgressBar, Stopwatch
+from .lazy_compiler import compiler_on_demand
 from .local_weights import local_weights
 from .predictions import Predictions
 from .transforms import Transform
@@ -792,6 +793,7 @@ class GradientTrainer(BaseTrainer):
 
     # ---- the loop
 
+    @compiler_on_demand()
     def run_fit(self, held_out: Sequence[ImageRecord] | None, folder: str | Path | None) -> None:
         """Train until the epochs, steps or seconds are used up or a hook stops it."""
         self.batches_in_epoch = len(self.epoch_loader())

@@ -12,11 +12,14 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from .config import UserError, did_you_mean
+from .lazy_compiler import compiler_on_demand
+
+with compiler_on_demand():
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
 
 # %% ../nbs/01b_transforms.ipynb #2af2b2de
 class TransformError(UserError, ValueError):

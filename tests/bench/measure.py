@@ -5,9 +5,14 @@ import os
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+# Between two looks at a program's memory
+SECONDS_BETWEEN_LOOKS = 0.25
 
 
 class BenchError(RuntimeError):
@@ -16,11 +21,66 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall-clock seconds of the whole process, its peak resident memory in MiB, what it printed."""
+    """Wall-clock seconds of the whole program, its peak memory in MiB, what it printed."""
 
     seconds: float
     memory_mb: float
     output: str
+
+
+def mebibytes(path: Path, *names: str) -> float:
+    """Add up some of the entries of a file in /proc; 0 when the process is gone."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.partition(":")[0] in names) / 1024
+
+
+def descendants(process: int) -> list[int]:
+    """The running children of a process, their children and so on."""
+    found: list[int] = []
+    for path in Path("/proc", str(process), "task").glob("*/children"):
+        try:
+            children = [int(word) for word in path.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *descendants(child)]
+    return found
+
+
+def program_memory(process: int) -> float:
+    """MiB of a process, and of its descendants what each of them has for itself alone.
+
+    Loader workers share with their parent what they got at the fork: that counts once.
+    """
+    children = [Path("/proc", str(child), "smaps_rollup") for child in descendants(process)]
+    alone = sum(mebibytes(path, "Private_Clean", "Private_Dirty") for path in children)
+    return mebibytes(Path("/proc", str(process), "status"), "VmRSS") + alone
+
+
+class Watch(threading.Thread):
+    """Looks at a program's memory again and again; `peak` is the most that it saw, in MiB.
+
+    The system keeps the highest mark of the process itself (what `wait4` tells instead begins with
+    the memory of whoever started it).
+    """
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self.process = process
+        self.peak = 0.0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Look until the program has ended."""
+        status = Path("/proc", str(self.process), "status")
+        while True:
+            mark = mebibytes(status, "VmHWM")
+            self.peak = max(self.peak, mark, program_memory(self.process))
+            if self.ended.wait(SECONDS_BETWEEN_LOOKS):
+                return
 
 
 def start(command: Sequence[str], **environment: str) -> Callable[[], Measured]:
@@ -33,17 +93,19 @@ def start(command: Sequence[str], **environment: str) -> Callable[[], Measured]:
         stderr=subprocess.STDOUT,
         env=os.environ | environment,
     )
+    watch = Watch(process.pid)
+    watch.start()
 
     def finish() -> Measured:
-        # wait4 gives this process's own peak, not the largest of all children so far
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
+        watch.ended.set()
+        watch.join()
         output.seek(0)
         text = output.read()
         if process.returncode:
             raise BenchError(f"{' '.join(map(str, command))}:\n{text[-3000:]}")
-        return Measured(seconds, usage.ru_maxrss / 1024, text)
+        return Measured(seconds, watch.peak, text)
 
     return finish
 

@@ -315,6 +315,34 @@ def bench_side_by_side(bench: Bench) -> list[dict[str, Any]]:
     return [bench.row("two runs side by side", pair, note)]
 
 
+def bench_sweep(bench: Bench) -> list[dict[str, Any]]:
+    """A sweep of the generated set: two workers against one, Ray against two local workers."""
+    words = "models=padim,patchcore dataset=demo categories=cap,metal,nut seeds=0,1 threads=1"
+    words += f" model.backbone={EMBEDDED} model.layers=blocks.2,blocks.4 padim.n_features=40"
+    words += f" trainer.cache_gb=0 trainer.progress=false dataset.root={bench.scratch / 'demo'}"
+    count = 12
+
+    def sweep(*more: str) -> Callable[[], Callable[[], Measured]]:
+        command = [AD, "benchmark", *words.split(), *more]
+        command += [f"paths.outputs={bench.scratch / 'sweep'}"]
+
+        def start_it() -> Callable[[], Measured]:
+            shutil.rmtree(bench.scratch / "sweep", ignore_errors=True)
+            return start(command)
+
+        return start_it
+
+    one, two, ray = sweep("workers=1"), sweep("workers=2"), sweep("engine=ray")
+    two()()  # makes the images
+    pair = pairs(lambda: two()(), lambda: one()(), bench.count, memory=False)
+    note = f"{count} cells with one thread each; two workers against one (at most 0.625)"
+    rows = [bench.row("sweep: two workers", pair, note)]
+    pair = pairs(lambda: ray()(), lambda: two()(), bench.count, memory=False)
+    each = (pair.ours - pair.theirs) / count
+    note = f"{count} cells; Ray against two local workers: {each:.2f} s a cell (at most 1)"
+    return [*rows, bench.row("sweep: Ray", pair, note)]
+
+
 BENCHES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "start": bench_start_up,
     "metrics": bench_metrics,
@@ -324,6 +352,7 @@ BENCHES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "stfpm": partial(bench_model, name="stfpm"),
     "second": bench_second_run,
     "together": bench_side_by_side,
+    "sweep": bench_sweep,
 }
 HEADER = ("what", "ours, s", "Anomalib, s", "ratio", "memory ratio", "how")
 INTRODUCTION = """# Time and memory beside Anomalib
@@ -335,7 +364,8 @@ Each ratio is ours over Anomalib 2.7.0's, the median of pairs of runs that ran o
 on the same machine, with the same images, backbone (EfficientNet-Lite0) and settings. A whole
 process is measured where nothing else is said: imports, fit, prediction, metrics, files. Seconds
 are medians too, and of this machine only. A first run starts with an empty cache and fills it. In
-the rows "second run" and "two runs side by side" the other side is our own run.
+the rows of second runs, of runs side by side and of sweeps the other side is our own. Memory is
+that of the whole program: a process and what its loader workers have for themselves.
 
 `python -m tests.bench.growth` measures how time and memory grow with the number and size of images:
 
