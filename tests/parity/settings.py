@@ -336,6 +336,14 @@ MODELS: dict[str, Settings] = {
     # come before batch normalisation: their gradient is rounding alone, and AMSGrad makes whole
     # steps of it. So one step is recorded; its loss holds anywhere, its scores, which span two
     # hundredths of their size, differ by an eighth of that span between ways to convolve.
+    "uflow": Settings(
+        {"backbone": "resnet18"},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64]},
+        real={"image_size": [128, 128]},
+        small_kwargs={"flow_steps": 2},
+        weights={"resnet18": "random"},
+    ),
     "uninet": Settings(
         {"student_backbone": "resnet50", "teacher_backbone": "resnet50"},
         job={"max_epochs": 2, "batch_size": 4},

@@ -85,6 +85,11 @@ RECIPES = {
         "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4",
         4,
     ),
+    "uflow": (
+        "transform.image_size=96 trainer.batch_size=8 trainer.max_epochs=10 model.flow_steps=2 "
+        "model.backbone=resnet18 model.pre_trained=false",
+        4,
+    ),
 }
 # Their loss at least halves, from the first five steps to the last five
 HALVED = ("dinomaly", "foundad", "general_ad", "inp_former", "l2bt")
