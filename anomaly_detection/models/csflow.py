@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'CUT', 'CsFlowConfig', 'measure_sizes', 'ListedFeatures', 'listing', 'CsFlowTrainer']
 
-# %% ../../nbs/30_csflow.ipynb #3a07eda1
+# %% ../../nbs/30_csflow.ipynb #08367bf5
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .fastflow import held_out_loss
 from ..torch_models import torch_model_class
 from ..trainer import GradientTrainer, Optimization
 
-# %% ../../nbs/30_csflow.ipynb #b40f7acc
+# %% ../../nbs/30_csflow.ipynb #df0dd2fc
 @dataclass
 class CsFlowConfig:
     """Arguments of Anomalib's Csflow, with its defaults, and of its optimizer."""
@@ -43,7 +43,7 @@ class CsFlowConfig:
     lr: float = setting(2e-4, "of Adam", above=0)
     weight_decay: float = setting(1e-5, "of Adam", minimum=0)
 
-# %% ../../nbs/30_csflow.ipynb #41e3a453
+# %% ../../nbs/30_csflow.ipynb #81f28b45
 def measure_sizes(network: nn.Module) -> None:
     """Let the batch normalisation of a random torchvision EfficientNet keep the size of features.
 
@@ -70,7 +70,7 @@ def measure_sizes(network: nn.Module) -> None:
     for hook in hooks:
         hook.remove()
 
-# %% ../../nbs/30_csflow.ipynb #ff63b821
+# %% ../../nbs/30_csflow.ipynb #1739bd7d
 class ListedFeatures(nn.Module):
     """A network whose answer, a list of features (B, ...), has names.
 
@@ -107,7 +107,7 @@ def listing(network: nn.Module, features: Mapping[str, Tensor] | None) -> Iterat
     with patch.object(network, "forward", forward):
         yield
 
-# %% ../../nbs/30_csflow.ipynb #29f1cefe
+# %% ../../nbs/30_csflow.ipynb #c76fc852
 # The extractor has its network twice, whole and cut off; both share their weights
 WHOLE = "feature_extractor.feature_extractor.backbone."
 CUT = "feature_extractor.feature_extractor.feature_extractor."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRANSFORMERS', 'TRANSFORMERS_SIZE', 'UflowConfig', 'negative_log_likelihood', 'UflowTrainer']
 
-# %% ../../nbs/31_uflow.ipynb #334fee59
+# %% ../../nbs/31_uflow.ipynb #7aea89f7
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +27,7 @@ from ..torch_models import torch_model_class
 from ..trainer import GradientTrainer, Optimization
 from ..transforms import Transform
 
-# %% ../../nbs/31_uflow.ipynb #58a06405
+# %% ../../nbs/31_uflow.ipynb #37efd388
 # The transformers know one size only
 TRANSFORMERS, TRANSFORMERS_SIZE = "mcait", 448
 
@@ -49,7 +49,7 @@ class UflowConfig:
     lr: float = setting(1e-3, "of Adam", above=0)
     weight_decay: float = setting(1e-5, "of Adam", minimum=0)
 
-# %% ../../nbs/31_uflow.ipynb #b4513a50
+# %% ../../nbs/31_uflow.ipynb #5bb80ba5
 def negative_log_likelihood(latent: Sequence[Tensor], log_volume: Tensor) -> Tensor:
     """Return each image's negative log likelihood (B,), but for a constant.
 
@@ -60,7 +60,7 @@ def negative_log_likelihood(latent: Sequence[Tensor], log_volume: Tensor) -> Ten
     halves = [0.5 * part.square().flatten(1).sum(dim=1) for part in latent]
     return torch.stack(halves).sum(dim=0) - log_volume
 
-# %% ../../nbs/31_uflow.ipynb #e07bc821
+# %% ../../nbs/31_uflow.ipynb #064724b3
 @register
 class UflowTrainer(GradientTrainer):
     """Train a U-shaped flow on features of several scales."""
