@@ -10,10 +10,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples
+from anomaly_detection.datasets import open_dataset
+
+from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples, sample
 from .make_environment import environment_folder
 from .reference_images import (
+    add_points,
     make_discrete_model,
+    make_efficientnet,
     make_images,
     make_natural_images,
     make_teacher,
@@ -54,6 +58,9 @@ class Settings:
     recorded_steps: int | None = None
     # Of real images test so few only, evenly spread, where each takes long.
     test_count: int | None = None
+    # True where the model needs points: each recorded image gets a relief made from its brightness,
+    # and in place of real images come those of the generated set with depth.
+    with_xyz: bool = False
 
 
 def efficient_ad_files(folder: Path, kwargs: dict) -> dict:
@@ -80,11 +87,35 @@ def draem_files(folder: Path, kwargs: dict) -> dict:
     return {"model_kwargs": kwargs | {"dtd_dir": str(textures)}}
 
 
+def csflow_files(folder: Path, kwargs: dict) -> dict:
+    """EfficientNet-B5 where torchvision looks for it, and under a name that promises no hash.
+
+    With random weights as they come its features would be 1e-11, and its scores rounding alone.
+    """
+    name, place = "efficientnet_b5_lukemelas-1a07897c", folder / "torchvision"
+    own = make_efficientnet(folder / "own" / f"{name}.bin")
+    published = place / "hub" / "checkpoints" / f"{name}.pth"
+    published.parent.mkdir(parents=True, exist_ok=True)
+    published.unlink(missing_ok=True)
+    published.hardlink_to(own)
+    return {"weights": {"efficientnet_b5": str(own)}, "environment": {"TORCH_HOME": str(place)}}
+
+
 def dsr_files(folder: Path, kwargs: dict) -> dict:
     """A VQ-VAE where Anomalib's cache has it."""
     place = folder / "anomalib" / "pre_trained" / "dsr"
     words = make_discrete_model(place / "vq_model_pretrained_128_4096.pckl")
     return {"weights": {"words": str(words)}, "environment": {"XDG_CACHE_HOME": str(folder)}}
+
+
+def cfm_files(folder: Path, kwargs: dict) -> dict:
+    """A file of Point-MAE without a tensor, so that the seed's random weights stay."""
+    import torch
+
+    path = folder / "pointmae_empty.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"base_model": {}}, path)
+    return {"model_kwargs": kwargs | {"pointmae_weights": str(path)}}
 
 
 MODELS: dict[str, Settings] = {
@@ -108,6 +139,35 @@ MODELS: dict[str, Settings] = {
         job={"max_epochs": 2, "batch_size": 4},
         small={"image_size": [64, 64]},
         weights={"resnet18": "random"},
+    ),
+    # Layers of 8 x 8 and 4 x 4 positions an image, or 16 x 16 and 8 x 8: dozens of steps a batch.
+    "cflow": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.2", "blocks.4"]},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64], "max_epochs": 1},
+        real={"image_size": [128, 128]},
+        small_kwargs={"coupling_blocks": 4},
+    ),
+    # Its ViT is of one size and wants 224 pixels, where a step takes a quarter of a minute: timm
+    # builds it for fewer.
+    "cfm": Settings(
+        {"rgb_backbone": "vit_base_patch8_224.dino", "group_size": 16, "num_group": 32},
+        job={"max_epochs": 2, "batch_size": 2},
+        small={"image_size": [32, 32], "max_epochs": 1, "backbone_arguments": {"img_size": 32}},
+        real={"image_size": [64, 64], "backbone_arguments": {"img_size": 64}},
+        weights={"vit_base_patch8_224.dino": "random"},
+        prepare=cfm_files,
+        with_xyz=True,
+        train_count=6,
+    ),
+    "csflow": Settings(
+        {"cross_conv_hidden_channels": 64, "n_coupling_blocks": 2},
+        job={"max_epochs": 2, "batch_size": 4},
+        # The couplings begin at zero: it takes some steps until a loss shows what they learnt
+        small={"max_epochs": 20},
+        small_kwargs={"cross_conv_hidden_channels": 16},
+        real={"image_size": [128, 128], "batch_size": 8},
+        prepare=csflow_files,
     ),
     "dfkde": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
@@ -312,6 +372,14 @@ MODELS: dict[str, Settings] = {
     # come before batch normalisation: their gradient is rounding alone, and AMSGrad makes whole
     # steps of it. So one step is recorded; its loss holds anywhere, its scores, which span two
     # hundredths of their size, differ by an eighth of that span between ways to convolve.
+    "uflow": Settings(
+        {"backbone": "resnet18"},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64]},
+        real={"image_size": [128, 128]},
+        small_kwargs={"flow_steps": 2},
+        weights={"resnet18": "random"},
+    ),
     "uninet": Settings(
         {"student_backbone": "resnet50", "teacher_backbone": "resnet50"},
         job={"max_epochs": 2, "batch_size": 4},
@@ -355,13 +423,34 @@ def make_job(name: str, samples: dict[str, list[dict]], small: bool, folder: Pat
 
 def small_job(name: str, folder: Path) -> dict:
     """The recorded run: generated images, written to `folder`, at 128 pixels."""
-    return make_job(name, make_images(folder), small=True, folder=folder)
+    samples = make_images(folder)
+    if MODELS[name].with_xyz:
+        samples = add_points(samples, folder)
+    return make_job(name, samples, small=True, folder=folder)
+
+
+def depth_samples(folder: Path) -> dict[str, list[dict]]:
+    """The train and test images of the generated set with depth, with their points."""
+    data = open_dataset("demo_3d", folder, "biscuit")
+    return {
+        split: [
+            sample(record.image_path, record.label, record.mask_path)
+            | {"xyz_path": record.xyz_path}
+            for record in records
+        ]
+        for split, records in (("train", data.train), ("test", data.test))
+    }
 
 
 def real_job(name: str, category: Path, every: int = 1) -> dict:
-    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image."""
-    samples = {split: images[::every] for split, images in mvtec_samples(category).items()}
+    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image.
+
+    A model that needs points runs on the generated set instead: no real one is at hand.
+    """
+    files = environment_folder() / "files" / name
+    samples = depth_samples(files) if MODELS[name].with_xyz else mvtec_samples(category)
+    samples = {split: images[::every] for split, images in samples.items()}
     count, total = MODELS[name].test_count, len(samples["test"])
     if count and count < total:
         samples["test"] = [samples["test"][index * total // count] for index in range(count)]
-    return make_job(name, samples, small=False, folder=environment_folder() / "files" / name)
+    return make_job(name, samples, small=False, folder=files)
