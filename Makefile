@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+DOCS_VENV ?= .venv-docs
+DOCS = $(shell sed -n 's/^docs_requirements = //p' settings.ini)
 ANOMALIB = $(shell sed -n 's/^no_deps_requirements = //p' settings.ini)
 WORKERS ?= 2
 BIN = $(VENV)/bin
@@ -13,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test test-slow soak browser parity bench verify-mvtec verify-visa verify-btad results lab lint
-.PHONY: pictures clean
+.PHONY: pictures docs clean
 
 demo: $(VENV)/.installed
 	env -u OMP_NUM_THREADS $(BIN)/ad demo
@@ -33,7 +35,7 @@ endef
 test: $(VENV)/.installed-dev browser
 	$(call run_tests)
 
-test-slow: $(VENV)/.installed-dev browser
+test-slow: $(VENV)/.installed-dev $(DOCS_VENV)/.installed browser
 	$(call run_tests,--flags slow,--slow)
 
 # What takes long because it is many: 2,750 bad inputs, 200 kills, 10,000 predictions
@@ -78,6 +80,19 @@ lab: $(VENV)/.installed-dev
 pictures: $(VENV)/.installed-dev browser
 	$(BIN)/python -m docs.make_pictures
 
+# README, reports and notebooks as pages: docs/_site/index.html. Once its environment is made, this
+# needs no network, and neither do the pages
+docs: $(DOCS_VENV)/.installed
+	rm -rf docs/_site
+	$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -c docs -d docs/_site/.doctrees . docs/_site
+	rm -rf docs/_site/.doctrees docs/jupyter_execute
+	@echo "docs/_site/index.html"
+
+$(DOCS_VENV)/.installed: settings.ini
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS)
+	touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check nbs tests experiments docs setup.py
 	$(BIN)/ruff format --check tests experiments docs setup.py
@@ -98,4 +113,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) docs/_site build *.egg-info .pytest_cache .hypothesis .ruff_cache
