@@ -47,7 +47,7 @@ html_theme = "alabaster"
 html_theme_options = {
     "description": "Visual anomaly detection: Anomalib's models in plain PyTorch, offline",
     "page_width": "1240px",
-    "sidebar_width": "310px",
+    "sidebar_width": "340px",
     "body_max_width": "none",
 }
 html_copy_source = False
