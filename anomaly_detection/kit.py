@@ -620,8 +620,8 @@ def kit_text(choice: Choice, target: Target) -> str:
         f"{target.platform}: {', '.join(choice.models)}.\n\n"
         f"    python{target.python} install.py --to FOLDER\n\n"
         "compares every file with its sha256, makes a virtual environment in FOLDER, places "
-        "weights and data,\nruns `ad doctor` and `ad demo`, and needs no network. manifest.json lists the "
-        "files with sha256, size and\nlicence; the licence texts lie in licences/.\n"
+        "weights and data,\nruns `ad doctor` and `ad demo`, and needs no network. manifest.json "
+        "lists the files with sha256, size and\nlicence; the licence texts lie in licences/.\n"
     )
 
 

@@ -98,8 +98,8 @@ def check_machine(manifest: dict) -> None:
     here = "{}.{}".format(*sys.version_info)
     if here != manifest["python"] or platform.python_implementation() != "CPython":
         raise KitError(
-            f"the kit is for Python {manifest['python']}, this is {platform.python_implementation()} "
-            f"{here}: run `python{manifest['python']} {KIT / 'install.py'}`, or on the connected "
+            f"the kit is for Python {manifest['python']}, this is "
+            f"{platform.python_implementation()} {here}: run `python{manifest['python']} {KIT / 'install.py'}`, or on the connected "
             f"machine `ad bundle --python {here} …`"
         )
     tag = manifest["platform"]
