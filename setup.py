@@ -38,8 +38,8 @@ setup(
     license="Apache-2.0",
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[package, f"{package}.*"]),
-    # Published numbers; what installs a kit; the ES module and the style of the dashboards
-    package_data={package: ["*.json", "*.csv", "kit_files/*"], f"{package}.widgets": ["static/*"]},
+    # Published numbers; the ES module and the style of the dashboards
+    package_data={package: ["*.json", "*.csv"], f"{package}.widgets": ["static/*"]},
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={

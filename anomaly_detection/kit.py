@@ -671,6 +671,7 @@ def make_kit(
     kit = KitFolder.open(out)
     kit.root.mkdir(parents=True, exist_ok=True)
     (kit.root / MANIFEST).unlink(missing_ok=True)
+    add_programs(kit, choice, target)
     lines = kit_requirements(choice.models, also)
     request = json.loads(json.dumps({"target": asdict(target), "lines": lines}))
     if kit.request != request or not kit.wheels:
@@ -689,7 +690,6 @@ def make_kit(
     add_wheels(kit, wheels | {own_wheel(kit, wheel): None}, accepted)
     for licence, content in texts.items():
         write_text_file(kit, f"licences/weights/{licence}.txt", content)
-    add_programs(kit, choice, target)
     told = {"version": 1, "made_by": f"anomaly_detection {version('anomaly_detection')}"}
     told |= {"models": choice.models, "python": target.python, "platform": target.platform}
     told |= {"torch": target.torch, "unpacked": unpacked_bytes(kit), "accepted": list(accepted)}

@@ -99,8 +99,9 @@ def check_machine(manifest: dict) -> None:
     if here != manifest["python"] or platform.python_implementation() != "CPython":
         raise KitError(
             f"the kit is for Python {manifest['python']}, this is "
-            f"{platform.python_implementation()} {here}: run `python{manifest['python']} {KIT / 'install.py'}`, or on the connected "
-            f"machine `ad bundle --python {here} …`"
+            f"{platform.python_implementation()} {here}: run "
+            f"`python{manifest['python']} {KIT / 'install.py'}`, or on the connected machine "
+            f"`ad bundle --python {here} …`"
         )
     tag = manifest["platform"]
     system = {"linux": "linux", "manylinux": "linux", "win": "win", "macosx": "macosx"}
