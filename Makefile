@@ -18,13 +18,19 @@ export TOKENIZERS_PARALLELISM = false
 demo: $(VENV)/.installed
 	env -u OMP_NUM_THREADS $(BIN)/ad demo
 
+# All notebooks, then all tests; what they leave in the folder for temporary files goes with them
+define run_tests
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export TMPDIR="$$scratch" && \
+	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS) $(1) && \
+	rm -rf "$$scratch"/* && \
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup $(2)
+endef
+
 test: $(VENV)/.installed-dev browser
-	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS)
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup
+	$(call run_tests)
 
 test-slow: $(VENV)/.installed-dev browser
-	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS) --flags slow
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup --slow
+	$(call run_tests,--flags slow,--slow)
 
 # The browser tests drive Chromium: Debian's, installed where that is allowed; without it they skip
 browser:
