@@ -436,7 +436,7 @@ LICENCE_FILE = re.compile(
 def wheel_licence(path: Path) -> tuple[str | None, dict[str, bytes]]:
     """Return the licence that a wheel states, and the licence texts in it by their names.
 
-    None: it states none and carries no text.
+    None: it states none. A whole text in the field is a text, not a statement.
     """
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
@@ -447,15 +447,17 @@ def wheel_licence(path: Path) -> tuple[str | None, dict[str, bytes]]:
         }
         card = next(name for name in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
         head = HeaderParser().parsestr(archive.read(card).decode("utf-8", "replace"))
-    stated = [head.get("License-Expression"), head.get("License")]
+    stated = [head.get("License-Expression", ""), head.get("License", "")]
     stated += [
         line.split(" :: ")[-1]
         for line in head.get_all("Classifier", [])
         if line.startswith("License :: ")
     ]
-    words = [text.strip().splitlines()[0][:80] for text in stated if text and text.strip()]
+    words = [text.strip() for text in stated if text.strip() and "\n" not in text.strip()]
     words = [text for text in words if text.upper() not in ("UNKNOWN", "NONE", "OSI APPROVED")]
-    return (words[0] if words else "see its licence text" if texts else None), texts
+    if "\n" in head.get("License", "").strip():
+        texts.setdefault("METADATA.txt", head["License"].encode())
+    return (words[0] if words else None), texts
 
 
 def write_text_file(kit: KitFolder, path: str, content: bytes) -> None:
@@ -477,7 +479,7 @@ def add_wheels(kit: KitFolder, wheels: dict[str, str | None], accepted: Sequence
         stem = "-".join(Path(path).name.split("-")[:2])
         name = stem.split("-")[0].replace("_", "-").lower()
         licence, texts = wheel_licence(kit.root / path)
-        licence = licence or by_package.get(name)
+        licence = licence or by_package.get(name) or ("see its licence text" if texts else None)
         if licence is None and name not in accepted:
             unknown.append(name)
         kit.add(path, "wheel", licence, sha256)
