@@ -70,8 +70,8 @@ pictures: $(VENV)/.installed-dev browser
 	$(BIN)/python -m docs.make_pictures
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check nbs tests experiments docs setup.py
-	$(BIN)/ruff format --check tests experiments docs setup.py
+	$(BIN)/ruff check nbs tests experiments docs setup.py anomaly_detection/_install_kit.py
+	$(BIN)/ruff format --check tests experiments docs setup.py anomaly_detection/_install_kit.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

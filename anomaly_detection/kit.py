@@ -630,7 +630,7 @@ def kit_text(choice: Choice, target: Target) -> str:
 def add_programs(kit: KitFolder, choice: Choice, target: Target) -> None:
     """Put install.py, a page to read and, from a checkout, the thin notebooks into the kit."""
     package = Path(__file__).resolve().parent
-    shutil.copyfile(package / "kit_files" / "install.py", kit.root / "install.py")
+    shutil.copyfile(package / "_install_kit.py", kit.root / "install.py")
     with atomic_path(kit.root / "README.txt") as temporary:
         temporary.write_text(kit_text(choice, target), encoding="utf-8")
     for name in ("install.py", "README.txt"):

@@ -163,7 +163,7 @@ def test_the_wheel_is_whole_without_the_repository(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "anomaly_detection/backbones_manifest.json" in names
     assert {"anomaly_detection/cli.py", "anomaly_detection/models/patchcore.py"} <= names
-    assert {"anomaly_detection/published.csv", "anomaly_detection/kit_files/install.py"} <= names
+    assert {"anomaly_detection/published.csv", "anomaly_detection/_install_kit.py"} <= names
     static = "anomaly_detection/widgets/static/dashboard"
     assert {f"{static}.js", f"{static}.css"} <= names
     # The unpacked wheel runs from an empty folder: no configs, no manifest beside it

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from anomaly_detection import _install_kit as installer
 from anomaly_detection import backbones, kit
 from anomaly_detection.cli import main
 from anomaly_detection.kit import KitError, Target, own_platform
-from anomaly_detection.kit_files import install as installer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="platform tags of Linux")
 HERE = "{}.{}".format(*sys.version_info)
