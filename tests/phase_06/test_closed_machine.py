@@ -127,7 +127,7 @@ def test_a_damaged_wheel_of_a_real_kit(kit: Path, folder: Path):
 
 def test_training_without_a_network(place: Path, folder: Path):
     ad, log = str(place / ".venv" / "bin" / "ad"), folder / "train.log"
-    words = ["train", "model=padim", "dataset=demo", "category=cap", *SMALL]
+    words = ["train", "model=padim", "dataset=demo", "category=cap", "model.n_features=50", *SMALL]
     result = without_network([ad, *words], log, cwd=place)
     assert result.returncode == 0, result.stderr
     (metrics,) = place.glob("outputs/padim/demo/cap/*/metrics.json")
