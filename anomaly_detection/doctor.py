@@ -192,7 +192,7 @@ def anomalib_findings() -> Iterator[Finding]:
 
 # %% ../nbs/46_doctor.ipynb #73a6d5ab
 def needed_weights(name: str, settings: Any, manifest: Any) -> list[Any]:
-    """Return the manifest's entry of the file that a model reads with these settings, or none.
+    """Return the manifest's entries of the files that a model reads with these settings, or none.
 
     An entry with a `package` comes with an installed package. `settings` is `config.model`.
     """
@@ -202,11 +202,13 @@ def needed_weights(name: str, settings: Any, manifest: Any) -> list[Any]:
     word = settings.get("backbone") or settings.get("encoder_name") or settings.get("model_size")
     embedded = [entry for entry in weights if entry.package and entry.architecture == word]
     weights = [entry for entry in weights if not entry.package]
+    # Some models name their files outright
+    said = [entry for entry in weights if entry.name in map(str, settings.values())]
     # Several files can serve one architecture; the first one is what timm takes
     served = [entry for entry in manifest.serving(word or "") if entry in weights]
     named = [entry for entry in weights if word and word in (entry.architecture, entry.timm_tag)]
     sized = [entry for entry in weights if word and entry.name.endswith(f"_{word}")]
-    return (embedded or served or named or sized or weights)[:1]
+    return said or (embedded or served or named or sized or weights)[:1]
 
 
 def weight_finding(name: str, entry: Any, paths: Any, words: str, bad: str = "gap") -> Finding:

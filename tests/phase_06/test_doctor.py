@@ -305,5 +305,6 @@ def test_every_recipe_has_a_row(workplace: Path):
     from anomaly_detection.models import list_models
 
     rows = [item.name for item in examine([]) if item.group == "weights"]
-    assert rows == ["tf_efficientnet_lite0", *sorted(list_models())]
+    # A model that reads several files has a row for each
+    assert list(dict.fromkeys(rows)) == ["tf_efficientnet_lite0", *sorted(list_models())]
     assert load_manifest().get("tf_efficientnet_lite0").package

@@ -12,11 +12,13 @@ import tarfile
 import threading
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -352,6 +354,42 @@ def test_a_weight_that_cannot_be_had_is_named(shelf: Path, begun: Path, capsys):
     error = capsys.readouterr().err
     assert "resnet18.a1_in1k" in error and "could not be fetched" in error
     assert bundle(shelf, "padim.backbone=tf_efficientnet_lite0", models="padim") == 0
+
+
+def test_an_auxiliary_set_can_stay_here(shelf: Path, begun: Path, capsys):
+    Path("datasets/dtd/images").mkdir(parents=True)
+    Image.new("L", (4, 4)).save("datasets/dtd/images/0.png")
+    assert bundle(shelf, models="draem") == 2
+    assert "--accept-licence dtd, or leave it out: --without dtd" in capsys.readouterr().err
+    assert bundle(shelf, "--without", "dtd", models="draem") == 0
+    assert "datasets/dtd.tar" not in listed()
+    assert bundle(shelf, "--accept-licence", "dtd", models="draem") == 0
+    assert "datasets/dtd.tar" in listed()
+
+
+def test_a_weight_out_of_an_archive(shelf: Path, begun: Path, monkeypatch):
+    fetched = []
+
+    def download(url: str, path: Path) -> None:
+        fetched.append(url)
+        with zipfile.ZipFile(path, "w") as archive:
+            for size in ("small", "medium"):
+                content = io.BytesIO()
+                torch.save({"x": torch.zeros(2)}, content)
+                place = f"efficientad_pretrained_weights/pretrained_teacher_{size}.pth"
+                archive.writestr(place, content.getvalue())
+
+    # The published archive's sha256 is known, and ours is another
+    manifest = backbones.load_manifest()
+    entries = tuple(replace(entry, sha256=None, size=None) for entry in manifest.entries)
+    backbones.save_manifest(replace(manifest, entries=entries), backbones.MANIFEST_NAME)
+    monkeypatch.setattr(backbones, "download", download)
+    words = ["--accept-licence", "pretrained_teacher_small"]
+    for _ in range(2):
+        assert bundle(shelf, *words, models="efficient_ad") == 0
+        weights = [path for path in listed() if path.startswith("backbones/")]
+        assert weights == ["backbones/efficientad_pretrained_weights/pretrained_teacher_small.pth"]
+    assert len(fetched) == 1, "the second call found it"
 
 
 def test_other_mistakes(shelf: Path, asked: Counter, capsys):
