@@ -251,8 +251,13 @@ def test_what_was_built_here_is_built_again(shelf: Path, begun: Path, asked: Cou
     before = listed()
     next(Path("kit/wheels").glob("source_only-*")).unlink()
     Path("kit/manifest.json").unlink()
+    # What no longer belongs to the kit goes; what a person put beside it stays
+    Path("kit/wheels/old-1.0-py3-none-any.whl").touch()
+    Path("kit/notes.txt").touch()
     assert bundle(shelf) == 0
     assert set(listed()) == set(before)
+    assert not Path("kit/wheels/old-1.0-py3-none-any.whl").exists()
+    assert Path("kit/notes.txt").exists()
 
 
 def test_a_broken_off_fetch_goes_on(shelf: Path, begun: Path, asked: Counter, monkeypatch, capsys):
