@@ -678,7 +678,7 @@ class BaseTrainer:
         self.build(pretrained=False)
         self.load_tensors(folder, checkpoint.tensors)
         self.weights = checkpoint.info["weights"]
-        self.notes = [str(note) for note in checkpoint.info.get("notes") or ()]
+        self.notes = list(checkpoint.info["notes"])
         self.load_extra_state(checkpoint.info["extra"])
         self.state = TrainState(epoch=checkpoint.info["epochs"], step=checkpoint.info["steps"])
         self.model.eval()
@@ -701,7 +701,7 @@ class BaseTrainer:
     def checked_config(self, folder: Path, info: dict[str, Any]) -> DictConfig:
         """Return the checkpoint's configuration with this machine's part of ours."""
         kinds = {"model": str, "config": dict, "weights": dict, "versions": dict, "extra": dict}
-        kinds |= {"epochs": int, "steps": int, "train_digest": str}
+        kinds |= {"epochs": int, "steps": int, "train_digest": str, "notes": list}
         damaged = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
         groups = plain_settings(self.config)
         groups = [name for name, group in groups.items() if isinstance(group, dict)]

@@ -19,6 +19,11 @@ RECIPES = {
         "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4,blocks.6",
         8,
     ),
+    "csflow": (
+        "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=20 model.lr=1e-3 "
+        "model.pre_trained=false model.cross_conv_hidden_channels=64",
+        4,
+    ),
     "dinomaly": (
         "transform.image_size=98 transform.center_crop=98 trainer.batch_size=8 "
         f"trainer.max_steps=40 model.encoder_name={DINO} model.pre_trained=false "
@@ -83,6 +88,11 @@ RECIPES = {
     "supersimplenet": (
         "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=15 model.noise_std=3 "
         "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4",
+        4,
+    ),
+    "uflow": (
+        "transform.image_size=96 trainer.batch_size=8 trainer.max_epochs=10 model.flow_steps=2 "
+        "model.backbone=resnet18 model.pre_trained=false",
         4,
     ),
 }
