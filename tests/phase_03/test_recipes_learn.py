@@ -2,7 +2,7 @@
 
 The notebooks show the same on the generated set. The backbone is the embedded one; where a recipe
 cannot have it, its network has seeded random weights, and the figures say nothing about the method.
-DRAEM is not among them: its notebook says how far it comes on two cores.
+DRAEM, UniNet and DSR are not among them: their notebooks say how far they come on two cores.
 """
 
 import numpy as np
