@@ -196,14 +196,18 @@ def needed_weights(name: str, settings: Any, manifest: Any) -> list[Any]:
 
     An entry with a `package` comes with an installed package. `settings` is `config.model`.
     """
+    from anomaly_detection.models import recipe_class
+
     weights = [
         entry for entry in manifest.entries if name in entry.models and entry.kind == "weight"
     ]
     word = settings.get("backbone") or settings.get("encoder_name") or settings.get("model_size")
+    parts = recipe_class(name).combined_backbones.get(word, ())
     embedded = [entry for entry in weights if entry.package and entry.architecture == word]
     weights = [entry for entry in weights if not entry.package]
     # Some models name their files outright
     said = [entry for entry in weights if entry.name in map(str, settings.values())]
+    said += [entry for entry in weights if entry.architecture in parts]
     # Several files can serve one architecture; the first one is what timm takes
     served = [entry for entry in manifest.serving(word or "") if entry in weights]
     named = [entry for entry in weights if word and word in (entry.architecture, entry.timm_tag)]

@@ -15,7 +15,8 @@ from anomaly_detection import doctor
 from anomaly_detection.backbones import find_weight, load_manifest
 from anomaly_detection.cli import main
 from anomaly_detection.datasets import BENCHMARK_CATEGORIES
-from anomaly_detection.doctor import OFFICIAL_COUNTS, Finding, examine
+from anomaly_detection.doctor import OFFICIAL_COUNTS, Finding, examine, needed_weights
+from anomaly_detection.models import resolve
 from anomaly_detection.texts import TEXTS, language, say
 
 
@@ -308,3 +309,12 @@ def test_every_recipe_has_a_row(workplace: Path):
     # A model that reads several files has a row for each
     assert list(dict.fromkeys(rows)) == ["tf_efficientnet_lite0", *sorted(list_models())]
     assert load_manifest().get("tf_efficientnet_lite0").package
+
+
+def test_a_backbone_of_two_networks_needs_two_files():
+    manifest = load_manifest()
+    needed = needed_weights("uflow", resolve(["model=uflow"]).config.model, manifest)
+    assert {entry.architecture for entry in needed} == {"cait_m48_448", "cait_s24_224"}
+    other = resolve(["model=uflow", "model.backbone=resnet18"]).config.model
+    (entry,) = needed_weights("uflow", other, manifest)
+    assert entry.architecture == "resnet18"
