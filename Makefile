@@ -94,8 +94,8 @@ $(DOCS_VENV)/.installed: settings.ini
 	touch $@
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check nbs tests experiments docs setup.py
-	$(BIN)/ruff format --check tests experiments docs setup.py
+	$(BIN)/ruff check nbs tests experiments docs setup.py anomaly_detection/_install_kit.py
+	$(BIN)/ruff format --check tests experiments docs setup.py anomaly_detection/_install_kit.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -218,6 +218,8 @@ class BaseTrainer:
     # The part of the model that is never trained and sees one image at a time, by name; it has
     # `layers` and returns features by their names. They are computed while images are read
     frozen: ClassVar[str | None] = None
+    # A value of `model.backbone` that stands for several networks, with their timm architectures
+    combined_backbones: ClassVar[dict[str, tuple[str, ...]]] = {}
     # True for a loss that adds up over a batch's images instead of taking their mean
     loss_is_sum: ClassVar[bool] = False
     # False where the images of a batch decide how many steps it takes: processes that wait for each

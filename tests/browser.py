@@ -78,14 +78,14 @@ def open_page(width: int = 1300, height: int = 1100) -> Iterator[tuple[Any, Watc
         browser.close()
 
 
-def lab_command(folder: Path, port: int, token: str) -> list[str]:
-    """A JupyterLab that serves `folder/work` to this machine and asks nobody for news."""
+def lab_command(folder: Path, port: int, token: str, python: str) -> list[str]:
+    """A Python's JupyterLab that serves `folder/work` to this machine and asks nobody for news."""
     settings = folder / "settings"
     news = settings / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     news.parent.mkdir(parents=True, exist_ok=True)
     news.write_text('{"fetchNews": "false"}')
     return [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
+        *(python, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
         f"--port={port}",
         "--ServerApp.port_retries=0",
         f"--ServerApp.root_dir={folder / 'work'}",
@@ -111,14 +111,18 @@ def wait_for_lab(process: subprocess.Popen, address: str, log: Path) -> None:
 
 
 @contextmanager
-def running_lab(folder: Path) -> Iterator[Callable[[Path], str]]:
+def running_lab(
+    folder: Path, python: str | None = None, before: tuple[str, ...] = ()
+) -> Iterator[Callable[[Path], str]]:
     """A JupyterLab with folders of its own below `folder`.
 
     Gives a function that copies a notebook to it and returns the copy's address: JupyterLab saves
     by itself, into the copy and never into the repository. Runs go to `folder/outputs`, the demo
-    set to `folder/datasets`; the pictures that a notebook points to lie beside it.
+    set to `folder/datasets`; the pictures that a notebook points to lie beside it. Another `python`
+    runs what is installed there, not this checkout; `before` is a command that runs the server.
     """
-    pytest.importorskip("jupyterlab", reason="browser test: pip install jupyterlab")
+    if python is None:
+        pytest.importorskip("jupyterlab", reason="browser test: pip install jupyterlab")
     nbs = folder / "work" / "nbs"
     nbs.mkdir(parents=True)
     shutil.copytree(ROOT / "docs" / "images", folder / "work" / "docs" / "images")
@@ -131,7 +135,7 @@ def running_lab(folder: Path) -> Iterator[Callable[[Path], str]]:
         "HOME": str(folder),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "PYTHONPATH": python_path,
+        "PYTHONPATH": python_path if python is None else "",
         "AD_PATHS_DATASETS": str(folder / "datasets"),
         "AD_PATHS_OUTPUTS": str(folder / "outputs"),
         # The debugger's warning about frozen modules is no error of ours
@@ -139,7 +143,7 @@ def running_lab(folder: Path) -> Iterator[Callable[[Path], str]]:
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            lab_command(folder, port, token),
+            [*before, *lab_command(folder, port, token, python or sys.executable)],
             env=environment,
             stdout=output,
             stderr=output,

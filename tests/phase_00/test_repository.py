@@ -27,9 +27,9 @@ ROOMS = """
 10_dfm 11_dfkde 12_anomaly_dino 13_mh_patchcore 14_rad 15_super_add 16_cfa 17_winclip 18_anomalyvfm
 19_uninet 20_l2bt 21_fre 22_dsr 23_ganomaly 24_glass 25_supersimplenet 26_general_ad 27_inp_former
 28_foundad 29_cflow 30_csflow 31_uflow 32_patchflow 33_cfm 40_viewer 41_board 42_gallery 43_compare
-44_explain 45_living_report 50_benchmark 50a_run_statistics 50b_published 51_report 52_sweep_grid
-60_cli 90_eval_stfpm 91_eval_efficientad 92_threshold_dashboard 93_compare_models 94_why_this_pixel
-95_benchmark index
+44_explain 45_living_report 45a_texts 46_doctor 47_kit 50_benchmark 50a_run_statistics 50b_published
+51_report 52_sweep_grid 60_cli 90_eval_stfpm 91_eval_efficientad 92_threshold_dashboard
+93_compare_models 94_why_this_pixel 95_benchmark index
 """.split()
 # Notebooks whose pictures help a reader; the others keep no output
 PICTURES = {
@@ -163,7 +163,7 @@ def test_the_wheel_is_whole_without_the_repository(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "anomaly_detection/backbones_manifest.json" in names
     assert {"anomaly_detection/cli.py", "anomaly_detection/models/patchcore.py"} <= names
-    assert "anomaly_detection/published.csv" in names
+    assert {"anomaly_detection/published.csv", "anomaly_detection/_install_kit.py"} <= names
     static = "anomaly_detection/widgets/static/dashboard"
     assert {f"{static}.js", f"{static}.css"} <= names
     # The unpacked wheel runs from an empty folder: no configs, no manifest beside it
