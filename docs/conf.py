@@ -64,12 +64,15 @@ CONTENTS = """
 {pages}
 ```
 """
+# In the side bar; these pages' own titles are the project's
+TITLES = {"README.ko.md": "한국어", "nbs/index.ipynb": "Start here"}
 
 
 def contents(caption: str, pages: list[Path]) -> str:
     """A hidden list of pages, which the side bar shows."""
-    lines = "\n".join(page.relative_to(ROOT).as_posix() for page in pages)
-    return CONTENTS.format(caption=caption, pages=lines)
+    names = [page.relative_to(ROOT).as_posix() for page in pages]
+    lines = [f"{TITLES[name]} <{name}>" if name in TITLES else name for name in names]
+    return CONTENTS.format(caption=caption, pages="\n".join(lines))
 
 
 def complete_readme(app: object, name: str, source: list[str]) -> None:
@@ -102,15 +105,21 @@ def add_index(app: object, exception: Exception | None) -> None:
         shutil.copyfile(folder / f"{root_doc}.html", folder / "index.html")
 
 
+def mathml(node: object, display: str) -> str:
+    """A formula as MathML; its bars keep the height of a line, where fonts cannot stretch them."""
+    text = convert(node.astext(), display=display)
+    return re.sub(r"<mo>(?=&#x(02016|0007C);)", '<mo stretchy="false">', text)
+
+
 def write_inline_math(page: object, node: object) -> None:
     """Write a formula in a line of text as MathML."""
-    page.body.append(convert(node.astext()))
+    page.body.append(mathml(node, "inline"))
     raise SkipNode
 
 
 def write_block_math(page: object, node: object) -> None:
     """Write a formula on a line of its own as MathML."""
-    page.body.append(convert(node.astext(), display="block"))
+    page.body.append(mathml(node, "block"))
     raise SkipNode
 
 
