@@ -37,6 +37,7 @@ from anomaly_detection.datasets import (
     list_categories,
     open_dataset,
 )
+from .distributed import from_first, wait_for_all, world
 from .hooks import CSVLog, Hook, TensorBoardLog, peak_memory_mb
 from .predictions import Predictions
 
@@ -256,7 +257,7 @@ def run_experiment(trainer: Any, hooks: Sequence[Hook] = ()) -> Run:
     folder = run_folder(config)
     run = Run(folder)
     # A finished run may lie where nobody can write
-    if run.finished and not config.overwrite:
+    if from_first(run.finished and not config.overwrite):
         return run
     with alone_in(folder):
         if config.overwrite:
@@ -264,8 +265,9 @@ def run_experiment(trainer: Any, hooks: Sequence[Hook] = ()) -> Run:
         seconds: dict[str, float] = {}
         data = open_configured(config)
         split = split_configured(data, config)
-        with atomic_path(folder / "config.yaml") as temporary:
-            temporary.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+        if world().writes:
+            with atomic_path(folder / "config.yaml") as temporary:
+                temporary.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
         with stage(seconds, "fit"):
             fit_or_load(trainer, split.train, split.held_out, folder, hooks)
         return score_run(trainer, data, split, folder, seconds)
@@ -273,11 +275,16 @@ def run_experiment(trainer: Any, hooks: Sequence[Hook] = ()) -> Run:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system frees it when the process ends, however.
+    """Hold a run folder for this process; the system frees it when the process ends, however. Of
+    several processes of one run, rank 0 holds it for all.
 
     Raises:
         RunInUseError: another process works in it.
     """
+    if not world().writes:
+        wait_for_all()
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "run.lock", timeout=0)
     try:
@@ -288,6 +295,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             "or change what the run is, trainer.seed=1 say"
         ) from None
     try:
+        wait_for_all()
         yield
     finally:
         lock.release()
@@ -295,8 +303,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def discard(folder: Path) -> None:
     """Take away what makes a run finished or resumable; the rest is replaced as it is written."""
-    (folder / "metrics.json").unlink(missing_ok=True)
-    (folder / "checkpoint" / "checkpoint.json").unlink(missing_ok=True)
+    if world().writes:
+        (folder / "metrics.json").unlink(missing_ok=True)
+        (folder / "checkpoint" / "checkpoint.json").unlink(missing_ok=True)
+    wait_for_all()
 
 
 def fit_or_load(
@@ -308,11 +318,12 @@ def fit_or_load(
 ) -> None:
     """Fit into the run folder, resume a killed fit, or load one that was whole already."""
     checkpoint = folder / "checkpoint"
-    if has_checkpoint(checkpoint) and checkpoint_info(checkpoint)["training_file"] is None:
+    whole = has_checkpoint(checkpoint) and checkpoint_info(checkpoint)["training_file"] is None
+    if from_first(whole):
         trainer.load(checkpoint)
         return
-    logs: list[Hook] = [CSVLog(folder / "log.csv")]
-    if trainer.config.trainer.tensorboard:
+    logs: list[Hook] = [CSVLog(folder / "log.csv")] if world().writes else []
+    if trainer.config.trainer.tensorboard and world().writes:
         logs.append(TensorBoardLog(folder / "tensorboard"))
     trainer.fit(train, held_out, [*logs, *hooks], folder=checkpoint)
     trainer.save(checkpoint)
@@ -332,6 +343,10 @@ def score_run(
         if split.held_out:
             parts.append(trainer.predict(split.held_out, split="held_out"))
         predictions = Predictions.concatenate(parts)
+    if not world().writes:
+        # Every process has the same predictions; rank 0 says what they are worth
+        wait_for_all()
+        return Run(folder)
     predictions.info |= {
         "protocol": config.protocol,
         "dataset": data.name,
@@ -367,12 +382,14 @@ def score_run(
         "peak_memory_mb": peak_memory_mb(),
         "peak_device_memory_mb": device_memory_mb(trainer.device),
         "device": str(trainer.device),
+        "processes": world().size,
         "versions": predictions.info["versions"],
         "weights": predictions.info["weights"],
         "notes": predictions.info["notes"],
     }
     with atomic_path(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
+    wait_for_all()
     return Run(folder)
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'LARGE_BLOCK', 'LARGE_BLOCKS', 'MMAP_MAX_DEFAULT',
-           'resolve_device', 'software_versions', 'c_library', 'freed_memory_is_kept', 'TrainingError', 'TrainState',
-           'records_digest', 'plain_settings', 'BaseTrainer', 'lay_out_buffers', 'CollectTrainer', 'Optimization',
-           'GradientTrainer']
+           'resolve_device', 'software_versions', 'c_library', 'freed_memory_is_kept', 'TrainingError', 'ScoredBatch',
+           'TrainState', 'records_digest', 'plain_settings', 'BaseTrainer', 'lay_out_buffers', 'CollectTrainer',
+           'Optimization', 'GradientTrainer']
 
 # %% ../nbs/01h_trainer.ipynb #cc0dc237
 import ctypes
@@ -46,8 +46,24 @@ from anomaly_detection.config import (
     did_you_mean,
     load_config,
 )
-from .dataloader import Batch, make_loader, seed_everything
+from anomaly_detection.dataloader import (
+    Batch,
+    BatchLoader,
+    join_batches,
+    make_loader,
+    seed_everything,
+)
 from .datasets import ImageRecord
+from anomaly_detection.distributed import (
+    average_gradients,
+    from_first,
+    gather,
+    same_everywhere,
+    share_of,
+    wait_for_all,
+    whole_batch_norm,
+    world,
+)
 from .frozen_features import FrozenFeatures, answering
 from .hooks import EarlyStopping, Hook, ProgressBar, Stopwatch
 from .lazy_compiler import compiler_on_demand
@@ -134,6 +150,19 @@ class TrainingError(UserError, RuntimeError):
 
 
 @dataclass
+class ScoredBatch:
+    """Raw scores of B images: `rows` (B,) of the records, `score` (B,), `map` (B, h, w) or None,
+    `mask` (B, h, w), `mask_known` (B,).
+    """
+
+    rows: np.ndarray
+    score: np.ndarray
+    map: np.ndarray | None
+    mask: np.ndarray
+    mask_known: np.ndarray
+
+
+@dataclass
 class TrainState:
     """How far a fit is. `step` counts batches, `batch` those of the running epoch."""
 
@@ -189,6 +218,11 @@ class BaseTrainer:
     # The part of the model that is never trained and sees one image at a time, by name; it has
     # `layers` and returns features by their names. They are computed while images are read
     frozen: ClassVar[str | None] = None
+    # True for a loss that adds up over a batch's images instead of taking their mean
+    loss_is_sum: ClassVar[bool] = False
+    # False where the images of a batch decide how many steps it takes: processes that wait for each
+    # other at every step would wait for ever
+    shares_batches: ClassVar[bool] = True
     # True where even the small run takes minutes or gigabytes
     heavy: ClassVar[bool] = False
 
@@ -386,8 +420,13 @@ class BaseTrainer:
         """Check the input and build the model."""
         if not train:
             raise TrainingError(f"{self.name}: no training images; check dataset.root and category")
+        if world().shared and not self.shares_batches:
+            raise TrainingError(
+                f"{self.name}: takes as many steps as a batch has images, which processes cannot "
+                "share; leave torchrun out (ad benchmark workers=N fits several runs at once)"
+            )
         self.hooks = list(hooks)
-        if self.config.trainer.progress:
+        if self.config.trainer.progress and world().writes:
             self.hooks.append(ProgressBar())
         if self.config.trainer.early_stopping_patience is not None:
             self.hooks.append(EarlyStopping(self.config.trainer.early_stopping_patience))
@@ -431,6 +470,12 @@ class BaseTrainer:
             features=self.frozen_features(),
             **options,
         )
+
+    def own_shares(self, batches: BatchLoader) -> list[float]:
+        """Leave of every batch the share of this process; returns the shares' weights."""
+        shares = [share_of(part, world(), self.loss_is_sum) for part in batches.batches]
+        batches.batches = [share.positions for share in shares]
+        return [share.weight for share in shares]
 
     def frozen_features(self) -> FrozenFeatures | None:
         """Return what computes the frozen part's features of single images; None where the model
@@ -482,21 +527,18 @@ class BaseTrainer:
         scores = np.zeros(len(records), dtype=np.float32)
         known = np.zeros(len(records), dtype=bool)
         maps = masks = None
-        batches = self.loader(records, self.config.trainer.eval_batch_size)
-        bar = {"desc": f"predict {split}", "unit": "batch"}
         with freed_memory_is_kept(self.device):
-            for batch in tqdm(batches, **bar, disable=not self.config.trainer.progress):
-                rows = batch.index.numpy()
-                score, score_map = self.score_batch(batch)
-                scores[rows] = score
-                known[rows] = batch.mask_known.numpy()
+            for part in self.scored_batches(records, f"predict {split}"):
+                scores[part.rows] = part.score
+                known[part.rows] = part.mask_known
                 if masks is None:
-                    shape = (len(records), *batch.image.shape[-2:])
+                    shape = (len(records), *part.mask.shape[-2:])
                     masks = np.zeros(shape, dtype=bool)
-                    maps = self.empty_maps(shape, maps_file) if score_map is not None else None
-                masks[rows] = batch.mask.numpy()
+                    file = maps_file if world().writes else None
+                    maps = self.empty_maps(shape, file) if part.map is not None else None
+                masks[part.rows] = part.mask
                 if maps is not None:
-                    maps[rows] = score_map
+                    maps[part.rows] = part.map
         return Predictions(
             score=scores,
             map=maps,
@@ -509,6 +551,27 @@ class BaseTrainer:
             category=[record.category for record in records],
             info=self.provenance(),
         )
+
+    def scored_batches(self, records: Sequence[ImageRecord], title: str) -> Iterator[ScoredBatch]:
+        """Yield the scored batches of some images; of several processes, each scores its share of
+        the batches and has all of them in the end.
+        """
+        place = world()
+        batches = self.loader(records, self.config.trainer.eval_batch_size)
+        batches.batches = batches.batches[place.rank :: place.size]
+        hidden = not (self.config.trainer.progress and place.writes)
+
+        def own() -> Iterator[ScoredBatch]:
+            for batch in tqdm(batches, desc=title, unit="batch", disable=hidden):
+                score, score_map = self.score_batch(batch)
+                rows, known = batch.index.numpy(), batch.mask_known.numpy()
+                yield ScoredBatch(rows, score, score_map, batch.mask.numpy(), known)
+
+        if not place.shared:
+            yield from own()
+            return
+        for parts in gather(list(own())):
+            yield from parts
 
     def score_batch(self, batch: Batch) -> tuple[np.ndarray, np.ndarray | None]:
         """Return float32 scores (B,) and maps (B, h, w) on the CPU; the score defaults to the map's
@@ -546,10 +609,12 @@ class BaseTrainer:
             "epochs": self.state.epoch,
             "steps": self.state.step,
             "stop_reason": self.stop_reason,
+            "processes": world().size,
         }
 
     def save(self, folder: str | Path, training: dict[str, Any] | None = None) -> Path:
-        """Write the fitted model to a checkpoint folder; returns the folder.
+        """Write the fitted model to a checkpoint folder; returns the folder. Of several processes
+        rank 0 writes, and all go on when it has.
 
         Args:
             folder: made if missing; a checkpoint that is there is replaced at the end.
@@ -562,7 +627,11 @@ class BaseTrainer:
             raise TrainingError(f"{self.name}: nothing to save; call fit or load first")
         info = self.provenance() | {"extra": self.extra_state()}
         info["train_digest"] = records_digest(self.train_records)
-        return save_checkpoint(folder, self.saved_tensors(), info, training, self.state.step)
+        tensors = self.saved_tensors()
+        if world().writes:
+            save_checkpoint(folder, tensors, info, training, self.state.step)
+        wait_for_all()
+        return Path(folder)
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint holds: by default every one of the model's.
@@ -668,6 +737,18 @@ class CollectTrainer(BaseTrainer):
         """Compute the model from what pass `number` collected."""
         raise NotImplementedError(f"{type(self).__name__} must override finish_pass")
 
+    def whole_batch(self, share: Batch, weight: float) -> Batch:
+        """Return the batch of which each process has read a share, with the features of its frozen
+        part: of several processes each computes those of its own share.
+        """
+        if not world().shared:
+            return share
+        if share.features is None and self.frozen is not None:
+            with torch.no_grad(), self.autocast():
+                found = self.frozen_part()(share.image.to(self.device))
+            share.features = {name: feature.cpu() for name, feature in found.items()}
+        return join_batches([part for part in gather(share if weight else None) if part])
+
     def run_fit(self, held_out: Sequence[ImageRecord] | None, folder: str | Path | None) -> None:
         """Collect and finish, pass by pass; a bank restarts after a kill, so `folder` is not
         needed.
@@ -676,11 +757,12 @@ class CollectTrainer(BaseTrainer):
         self.batches_in_epoch = len(batches)
         self.planned_steps = self.passes * len(batches)
         self.call_hooks("on_fit_start")
+        weights = self.own_shares(batches)
         for number in range(self.passes):
             self.set_train_modes()
             self.call_hooks("on_epoch_start")
-            for batch in batches:
-                batch = batch.to(self.device)
+            for share, weight in zip(batches, weights, strict=True):
+                batch = self.whole_batch(share, weight).to(self.device)
                 self.call_hooks("on_batch_start", batch)
                 with torch.no_grad(), self.autocast(), self.with_features(batch):
                     self.collect(batch)
@@ -772,6 +854,8 @@ class GradientTrainer(BaseTrainer):
             if name not in self._pending:
                 item.optimizer.zero_grad(set_to_none=True)
                 self._pending.add(name)
+        if self._share_weight != 1:
+            loss = loss * self._share_weight
         self._scaler.scale(loss / group if group > 1 else loss).backward(retain_graph=retain_graph)
         if last_of_group:
             self.step_optimizers(chosen)
@@ -780,6 +864,7 @@ class GradientTrainer(BaseTrainer):
         """Clip, step, and move the schedules that count steps."""
         for name, item in chosen.items():
             self._pending.discard(name)
+            average_gradients(item.parameters())
             clip = item.gradient_clip
             if self.config.trainer.gradient_clip is not None:
                 clip = self.config.trainer.gradient_clip
@@ -803,7 +888,12 @@ class GradientTrainer(BaseTrainer):
         fp16 = self.config.trainer.precision == "fp16"
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self._pending: set[str] = set()
+        self._share_weight = 1.0
         self._clock = Stopwatch()
+        if world().shared:
+            # One model, but each process has its own random defects and dropped units
+            same_everywhere(self.model)
+            seed_everything(self.config.trainer.seed + 1_000_003 * world().rank)
         if folder is not None and has_checkpoint(folder):
             self.resume(Path(folder))
         self.call_hooks("on_fit_start")
@@ -847,6 +937,8 @@ class GradientTrainer(BaseTrainer):
         limit = self.config.trainer.max_seconds
         if limit is not None and self._clock.seconds() >= limit and self.stop_reason is None:
             self.stop(f"trainer.max_seconds = {limit} is used up")
+        # Processes that waited for each other would wait for ever if one alone stopped
+        self.stop_reason = from_first(self.stop_reason)
         return self.stop_reason is not None or self.state.step >= self.planned_steps
 
     def run_epoch(self) -> None:
@@ -854,12 +946,14 @@ class GradientTrainer(BaseTrainer):
         self.state.batch = 0
         self.set_train_modes()
         self.call_hooks("on_epoch_start")
-        for batch in self.epoch_loader():
+        batches = self.epoch_loader()
+        weights = self.own_shares(batches)
+        for batch, self._share_weight in zip(batches, weights, strict=True):
             batch = batch.to(self.device)
             self.call_hooks("on_batch_start", batch)
-            with self.with_features(batch):
+            with self.with_features(batch), whole_batch_norm(self._share_weight > 0):
                 losses = self.training_step(batch)
-            logs = {name: float(torch.as_tensor(loss).detach()) for name, loss in losses.items()}
+            logs = self.mean_logs(losses)
             self.state.step += 1
             self.state.batch += 1
             self.check_finite(logs)
@@ -868,6 +962,15 @@ class GradientTrainer(BaseTrainer):
             self.call_hooks("on_batch_end", batch, logs)
             if self.finished():
                 return
+
+    def mean_logs(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the losses of a batch as numbers: means over the images of all processes."""
+        logs = {name: float(torch.as_tensor(loss).detach()) for name, loss in losses.items()}
+        place = world()
+        if not place.shared:
+            return logs
+        weighted = gather({name: self._share_weight * value for name, value in logs.items()})
+        return {name: sum(part[name] for part in weighted) / place.size for name in logs}
 
     def check_finite(self, logs: Mapping[str, float]) -> None:
         """Refuse to go on with a loss that is not a number."""
@@ -892,7 +995,7 @@ class GradientTrainer(BaseTrainer):
             and (self.state.epoch % settings.validate_every == 0)
         ):
             self.before_validation(held_out)
-            self.call_hooks("on_validation_end", self.held_out_value(held_out))
+            self.call_hooks("on_validation_end", from_first(self.held_out_value(held_out)))
         due = settings.checkpoint_every and self.state.epoch % settings.checkpoint_every == 0
         if folder is not None and due and self.state.step < self.planned_steps:
             self.save(folder, self.training_state())
@@ -912,7 +1015,7 @@ class GradientTrainer(BaseTrainer):
             "optimizers": {n: i.optimizer.state_dict() for n, i in self.optimizations.items()},
             "schedules": schedules,
             "scaler": self._scaler.state_dict(),
-            "random": random_state(),
+            "random": gather(random_state()),
             "hooks": [[type(hook).__name__, hook.state_dict()] for hook in self.hooks],
             "history": self.history,
             "seconds": self._clock.seconds(),
@@ -933,6 +1036,7 @@ class GradientTrainer(BaseTrainer):
             "configuration": info["config_hash"] != config_hash(self.config),
             "training images": info["train_digest"] != records_digest(self.train_records),
             "version of anomalib": info["versions"]["anomalib"] != software_versions()["anomalib"],
+            "number of processes": len(training["random"]) != world().size,
         }
         for what in [what for what, differs in wrong.items() if differs]:
             raise CheckpointError(
@@ -955,4 +1059,4 @@ class GradientTrainer(BaseTrainer):
             if match is not None:
                 saved.remove(match)
                 hook.load_state_dict(match[1])
-        set_random_state(training["random"])
+        set_random_state(training["random"][world().rank])

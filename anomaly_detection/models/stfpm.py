@@ -42,6 +42,7 @@ class StfpmTrainer(GradientTrainer):
     cost: ClassVar[str] = "under 2 h on 2 cores"
     Config: ClassVar[type] = StfpmConfig
     defaults: ClassVar[dict[str, Any]] = {"trainer.max_epochs": 100}
+    loss_is_sum: ClassVar[bool] = True
     check_words: ClassVar[tuple[str, ...]] = (
         "model.backbone=tf_efficientnet_lite0",
         "model.layers=blocks.1,blocks.2,blocks.4",

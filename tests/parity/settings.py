@@ -109,6 +109,14 @@ MODELS: dict[str, Settings] = {
         small={"image_size": [64, 64]},
         weights={"resnet18": "random"},
     ),
+    # Layers of 8 x 8 and 4 x 4 positions an image, or 16 x 16 and 8 x 8: dozens of steps a batch.
+    "cflow": Settings(
+        {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.2", "blocks.4"]},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64], "max_epochs": 1},
+        real={"image_size": [128, 128]},
+        small_kwargs={"coupling_blocks": 4},
+    ),
     "dfkde": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
         # The recorded run has 12 training images; more components need more images.

@@ -23,7 +23,7 @@ ARGUMENTS = {
 }
 # These are trained, so what differs by rounding may end up anywhere: only the cache is compared
 TRAINED = (
-    *("fastflow", "fre", "general_ad", "l2bt", "patchflow", "reverse_distillation"),
+    *("cflow", "fastflow", "fre", "general_ad", "l2bt", "patchflow", "reverse_distillation"),
     "supersimplenet",
 )
 CHANNELS_LAST = [name for name in ARGUMENTS if recipe_class(name).channels_last]

@@ -14,6 +14,11 @@ from anomaly_detection.models import create_trainer
 # The words of each, and one of how many training images is used
 DINO = "vit_small_patch14_reg4_dinov2"
 RECIPES = {
+    "cflow": (
+        "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=12 model.lr=0.001 "
+        "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4,blocks.6",
+        8,
+    ),
     "dinomaly": (
         "transform.image_size=98 transform.center_crop=98 trainer.batch_size=8 "
         f"trainer.max_steps=40 model.encoder_name={DINO} model.pre_trained=false "
