@@ -71,7 +71,7 @@ MAX_PIXELS = 10**8
 class CapsuleError(UserError, ValueError):
     """A capsule cannot be written or must not be used; the text names the file and the reason."""
 
-
+# %% ../nbs/48_capsule.ipynb #a2ff2bc9
 def is_known(name: str) -> bool:
     """May a capsule hold a member of this name?"""
     known = (*TEXT_MEMBERS, GOLDEN)
@@ -98,7 +98,7 @@ def member_problem(member: zipfile.ZipInfo) -> str | None:
         return f"{name!r} has {member.file_size} bytes, {limit} at most were expected"
     return None
 
-
+# %% ../nbs/48_capsule.ipynb #908a5cbc
 def checked_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
     """Return the members of an archive of `size` bytes, every one harmless to unpack.
 
@@ -175,7 +175,7 @@ def unpack(path: Path, folder: Path) -> dict[str, Any]:
     check_hashes(manifest, found, folder)
     return manifest
 
-
+# %% ../nbs/48_capsule.ipynb #43031d4c
 def check_hashes(manifest: dict[str, Any], found: Mapping[str, str], folder: Path) -> None:
     """Compare what was unpacked with what the manifest lists.
 
@@ -217,7 +217,7 @@ def check_image(path: Path) -> None:
             f"images/{path.name}: {width} x {height} pixels, {MAX_PIXELS} at most were expected"
         )
 
-
+# %% ../nbs/48_capsule.ipynb #904fe1ec
 def check_manifest(manifest: dict[str, Any]) -> None:
     """Refuse a manifest whose golden images or scale of colours cannot be read.
 
@@ -253,7 +253,7 @@ def check_card(card: dict[str, Any]) -> None:
         if value is not None and not (isinstance(value, float) and np.isfinite(value)):
             raise CapsuleError(f"{THRESHOLDS}: {name}.value = {value!r}: expected a number or null")
 
-
+# %% ../nbs/48_capsule.ipynb #a04f9275
 def check_texts(folder: Path, manifest: dict[str, Any]) -> None:
     """Refuse an unpacked capsule whose members do not fit together.
 
@@ -292,7 +292,7 @@ def threshold_card(run: Run) -> dict[str, Any]:
         "n_held_out": honest.image.n,
     }
 
-
+# %% ../nbs/48_capsule.ipynb #1f359d9c
 def preprocessing_card(trainer: BaseTrainer) -> dict[str, Any]:
     """Return how an image file becomes the tensor that the model sees."""
     transform = trainer.input_transform()
@@ -430,7 +430,7 @@ class Drift:
         """Are score and map the same bits?"""
         return self.got == self.golden and not self.map_difference
 
-
+# %% ../nbs/48_capsule.ipynb #af1bdf16
 @dataclass(frozen=True)
 class Replay:
     """The golden images scored again; prints as a table."""
@@ -455,7 +455,7 @@ class Replay:
             cells.append([row.image, *scores, *maps, word])
         return text_table(header, cells)
 
-
+# %% ../nbs/48_capsule.ipynb #7c7ec2d2
 def compare_golden(names: Sequence[str], golden: Predictions, got: Predictions) -> Replay:
     """Compare predictions of the golden images with the golden ones.
 
@@ -546,7 +546,7 @@ class Capsule:
         rows = self.manifest["golden"]
         try:
             arrays = load_file(self.folder / GOLDEN)
-        except (SafetensorError, ValueError, TypeError) as error:
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise CapsuleError(f"{self.path}: {GOLDEN}: damaged ({error})") from None
         score = arrays.get("score")
         said = np.array([row["score"] for row in rows], dtype=np.float32)
@@ -563,7 +563,7 @@ class Capsule:
         names = [f"{row['image']} ({row['source']})" for row in rows]
         return compare_golden(names, self.golden(), trainer.predict(self.records()))
 
-
+# %% ../nbs/48_capsule.ipynb #2b55a177
 @contextmanager
 def open_capsule(path: str | Path) -> Iterator[Capsule]:
     """Unpack a capsule for as long as this lasts.
@@ -626,7 +626,7 @@ def json_bytes(values: Any) -> bytes:
     """Return data as JSON."""
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
-
+# %% ../nbs/48_capsule.ipynb #694b258c
 def image_members(records: Sequence[ImageRecord]) -> dict[str, Path]:
     """Return the files of golden images by their names in a capsule.
 
@@ -692,7 +692,7 @@ def capsule_manifest(
         "map_range": list(colour_range(run.predictions)) if has_maps else None,
     }
 
-
+# %% ../nbs/48_capsule.ipynb #d2ab459e
 def check_stored_scores(run: Run, golden: Predictions) -> None:
     """Refuse a run whose stored scores, which chose the thresholds, are not of its checkpoint.
 
@@ -710,7 +710,7 @@ def check_stored_scores(run: Run, golden: Predictions) -> None:
                 f"at most was expected; score the run again: ad evaluate {run.folder}"
             )
 
-# %% ../nbs/48_capsule.ipynb #d2ab459e
+# %% ../nbs/48_capsule.ipynb #7907c070
 def capsule_members(
     run: Run, trainer: BaseTrainer, golden: Predictions, scratch: Path
 ) -> dict[str, bytes | Path]:
@@ -741,7 +741,7 @@ def loaded_run(folder: str | Path, words: Sequence[str] = ()) -> tuple[Run, Base
     words = ["trainer.cache_gb=0", *words]
     return run, create_trainer(run.metrics["model"], words).load(run.folder)
 
-
+# %% ../nbs/48_capsule.ipynb #ac2c92c9
 def export_capsule(
     run_folder: str | Path,
     out: str | Path | None = None,
@@ -808,7 +808,7 @@ class Judge:
     map_range: tuple[float, float] | None
     folder: Path
 
-
+# %% ../nbs/48_capsule.ipynb #e30e24f9
 @contextmanager
 def open_judge(source: str | Path, words: Sequence[str] = ()) -> Iterator[Judge]:
     """Load a run folder or a capsule.
@@ -831,7 +831,7 @@ def open_judge(source: str | Path, words: Sequence[str] = ()) -> Iterator[Judge]
         scale = capsule.manifest["map_range"]
         yield Judge(trainer, *limits, tuple(scale) if scale else None, source.parent / "predict")
 
-
+# %% ../nbs/48_capsule.ipynb #a3f3f673
 def readable(records: Iterable[ImageRecord], problems: list[str]) -> Iterator[ImageRecord]:
     """Yield the records whose images can be read; `problems` gets what is wrong with others."""
     for record in records:

@@ -128,7 +128,7 @@ def run_torch_export(path: Path, images: Sequence[Tensor]) -> list[list[np.ndarr
     graph = torch.export.load(path).module()
     return [[output.numpy() for output in graph(image)] for image in images]
 
-
+# %% ../nbs/48a_exported_graph.ipynb #018b299b
 def write_onnx(program: Any, path: Path, card: str) -> None:
     """Write an exported program as one ONNX file, the card among its properties.
 
@@ -155,7 +155,7 @@ def run_onnx(path: Path, images: Sequence[Tensor]) -> list[list[np.ndarray]]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [session.run(None, {"image": image.numpy()}) for image in images]
 
-
+# %% ../nbs/48a_exported_graph.ipynb #d5160030
 @dataclass(frozen=True)
 class GraphFormat:
     """A kind of file: its suffix, how it is written and run, and the packages for that."""
@@ -242,7 +242,7 @@ def write_graph(
             raise GraphError(f"{trainer.name}: the graph scores otherwise, not written:\n{replay}")
     return replay
 
-
+# %% ../nbs/48a_exported_graph.ipynb #34b6d9ae
 def graph_predictions(outputs: Sequence[Sequence[np.ndarray]], golden: Predictions) -> Predictions:
     """Return a graph's outputs, one list an image, as predictions of the same images."""
     maps = None
@@ -325,7 +325,7 @@ def largest_share(replay: Replay) -> float:
     ]
     return unit * max(shares)
 
-
+# %% ../nbs/48a_exported_graph.ipynb #47fc810c
 def try_export(name: str, kinds: Sequence[str] = tuple(FORMATS)) -> list[ExportResult]:
     """Fit a recipe's small run and write it in each format; the files are thrown away."""
     results = []
@@ -343,7 +343,7 @@ def try_export(name: str, kinds: Sequence[str] = tuple(FORMATS)) -> list[ExportR
             path.unlink(missing_ok=True)
     return results
 
-
+# %% ../nbs/48a_exported_graph.ipynb #63bf1f42
 def export_table(results: Sequence[ExportResult]) -> str:
     """Return the results as a Markdown page."""
     by_name: dict[str, dict[str, ExportResult]] = {}
