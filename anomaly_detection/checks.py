@@ -35,6 +35,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -214,16 +215,28 @@ class CheckImages:
     corrupt: list[ImageRecord]
 
 
-def write_record(folder: Path, name: str, picture: np.ndarray, split: str) -> ImageRecord:
-    """Write a picture as PNG and return its record."""
+def write_record(
+    folder: Path, name: str, picture: np.ndarray, split: str, with_xyz: bool = False
+) -> ImageRecord:
+    """Write a picture as PNG, its brightness as a relief if asked for, and return its record."""
     path = folder / f"{name}.png"
     Image.fromarray(picture).save(path)
     label = int("defect" in name)
-    return ImageRecord(str(path), label, None, split, "patch" if label else "good", "cap")
+    xyz_path = None
+    if with_xyz:
+        height = picture.reshape(*picture.shape[:2], -1)[..., 0] / 255
+        rows, columns = np.mgrid[: len(picture), : picture.shape[1]] / 48
+        points = np.stack([columns, rows, 4 - height], axis=-1).astype(np.float32)
+        # As if the sensor did not see the corner
+        points[:8, :8] = 0
+        xyz_path = str(path.with_suffix(".tiff"))
+        tifffile.imwrite(xyz_path, points, photometric="rgb")
+    kind = "patch" if label else "good"
+    return ImageRecord(str(path), label, None, split, kind, "cap", xyz_path)
 
 
-def make_images(folder: Path) -> CheckImages:
-    """Write the images of all checks into a folder."""
+def make_images(folder: Path, with_xyz: bool = False) -> CheckImages:
+    """Write the images of all checks into a folder, with points where the recipe needs them."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [cap_picture(number) for number in range(14)]
     groups: dict[str, list[tuple[str, np.ndarray]]] = {
@@ -240,7 +253,9 @@ def make_images(folder: Path) -> CheckImages:
     groups["corrupt"] = [("corrupt", pictures[10])]
     split_of = {"train": "train", "held_out": "train"}
     records = {
-        group: [write_record(folder, *item, split_of.get(group, "test")) for item in items]
+        group: [
+            write_record(folder, *item, split_of.get(group, "test"), with_xyz) for item in items
+        ]
         for group, items in groups.items()
     }
     broken = Path(records["corrupt"][0].image_path)
@@ -411,7 +426,7 @@ class Bench:
         self.recipe = recipe_class(name)
         self.folder = folder
         self.attempts = [] if attempts is None else attempts
-        self.images = make_images(folder / "images")
+        self.images = make_images(folder / "images", self.recipe.needs_xyz)
         if not self.recipe.check_words:
             raise CheckFailure(
                 f"{name} declares no check_words; give its class those of a small run that needs "

@@ -123,10 +123,11 @@ def needed_files(name: str, config: Any, paths: Any) -> list[str]:
     settings = config.model
     word = settings.get("backbone") or settings.get("encoder_name") or settings.get("model_size")
     # Several files can serve one architecture; the first one is what timm takes
+    said = [entry for entry in weights if entry.name in map(str, settings.values())]
     served = [entry for entry in manifest.serving(word or "") if entry in weights]
     named = [entry for entry in weights if word and word in (entry.architecture, entry.timm_tag)]
     sized = [entry for entry in weights if word and entry.name.endswith(f"_{word}")]
-    needed = (served or named or sized or weights)[:1]
+    needed = said or (served or named or sized or weights)[:1]
     texts = []
     for entry in needed + [entry for entry in entries if entry.kind == "dataset"]:
         state = entry_status(entry, folder_of(entry, paths.backbones, paths.datasets))

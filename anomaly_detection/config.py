@@ -13,6 +13,7 @@ __all__ = ['NO_SPACE', 'SHORT_KEYS', 'SIZE_KEYS', 'UserError', 'did_you_mean', '
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -138,7 +139,7 @@ class PathsConfig:
 class DatasetConfig:
     """Which images, and how many normal training images are kept back to choose thresholds."""
 
-    name: str = setting("demo", "mvtec, visa, btad, folder or demo")
+    name: str = setting("demo", "mvtec, visa, btad, folder, demo, mvtec_3d, adam_3d or demo_3d")
     root: str | None = setting(None, "the data set's folder; default paths.datasets/NAME")
     category: str = setting("", "a folder below the root; a,b or all: one model for them")
     held_out: float = setting(0.2, "share of the training normals kept back", minimum=0, below=1)
@@ -272,12 +273,17 @@ def read_yaml(path: str | Path) -> list[Assignment]:
     """
     path = Path(path)
     try:
+        text = path.read_text(encoding="utf-8")
+        # A few lines of aliases of aliases can stand for billions of values
+        alias = next((item for item in yaml.parse(text) if isinstance(item, yaml.AliasEvent)), None)
         # The base loader keeps every scalar as the text that was written: `category: 01` stays `01`
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        tree = None if alias else yaml.load(text, Loader=yaml.BaseLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if alias:
+        raise ConfigError(f"{path}: aliases are not read; write the value of *{alias.anchor} there")
     if tree in (None, ""):
         return []
     if not isinstance(tree, dict):
@@ -347,7 +353,10 @@ def read_text(text: str | list, kind: Any) -> Any:
             return [read_text(part, get_args(option)[0]) for part in split_list(text)]
     if str in options:
         return text
-    value = yaml.safe_load(text) if text else None
+    try:
+        value = yaml.safe_load(text) if text else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
     if kind is Any and isinstance(value, str) and "," in text:
         return [read_text(part.strip(), Any) for part in text.split(",")]
     if float in options and isinstance(value, str):
@@ -391,6 +400,8 @@ def limit_error(value: Any, limits: Mapping[str, Any]) -> str | None:
         if "choices" in limits and part not in limits["choices"]:
             known = ", ".join(map(str, limits["choices"]))
             return f"one of {known}{did_you_mean(part, limits['choices'])}"
+        if isinstance(part, float) and math.isnan(part):
+            return "a number"
         if "minimum" in limits and part < limits["minimum"]:
             return f"{limits['minimum']} or more"
         if "maximum" in limits and part > limits["maximum"]:
@@ -412,6 +423,10 @@ def checked_value(item: Assignment, target: Field) -> Any:
         ConfigError: wrong type or out of the field's limits; names key, value, source and what was
             expected.
     """
+    if "${" in str(item.value):
+        raise ConfigError(
+            f"{item.source}: {item.key} = {item.value!r}: ${{…}} is not replaced; write the value"
+        )
     value = read_text(item.value, target.type) if item.raw else item.value
     if isinstance(value, Path):
         value = str(value)
@@ -490,7 +505,8 @@ def load_config(
         open_model = schema is None and item.key.startswith("model.")
         if item.key not in known and not open_model:
             raise unknown_key(item, known)
-        value = checked_value(item, known[item.key] if item.key in known else open_field())
+        target = open_field(str if item.key == "model.name" else Any)
+        value = checked_value(item, known.get(item.key, target))
         if item.key.startswith("model."):
             OmegaConf.update(model, item.key.removeprefix("model."), value)
         else:
@@ -499,10 +515,10 @@ def load_config(
     return OmegaConf.create({"model": model, **plain})
 
 
-def open_field() -> Field:
-    """A field that takes anything: an argument of a model that is not known yet."""
+def open_field(kind: Any = Any) -> Field:
+    """A field for an argument of a model that is not known yet; by default it takes anything."""
     anything = field(default=None)
-    anything.type = Any
+    anything.type = kind
     return anything
 
 # %% ../nbs/00_config.ipynb #77e0485c

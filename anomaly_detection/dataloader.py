@@ -24,7 +24,7 @@ from anomaly_detection.cache import (
     content_digest,
     digest_of,
 )
-from .datasets import DatasetError, ImageRecord
+from .datasets import DatasetError, ImageRecord, load_xyz
 from .frozen_features import FrozenFeatures
 from .transforms import Transform
 
@@ -99,6 +99,8 @@ class Batch:
     image_path: list[str]
     features: dict[str, torch.Tensor] | None = None
     """Frozen features (B, ...) by layer, where the loader computes them; they stay on the CPU."""
+    xyz: torch.Tensor | None = None
+    """(B, 3, h, w) float32, the point of each pixel, (0, 0, 0) without one; if the set has them."""
 
     def __len__(self) -> int:
         return len(self.image_path)
@@ -149,11 +151,12 @@ def load_record(
     transform: Transform,
     cache: TensorCache | None = None,
     features: FrozenFeatures | None = None,
+    with_xyz: bool = True,
 ) -> Batch:
     """Return a batch of one record; `position` is its place in the list of records.
 
-    `cache` keeps the transformed image; `features` computes the batch's features. Raises
-    `DatasetError` with the path if its image or mask cannot be used.
+    `cache` keeps the transformed image; `features` computes the batch's features; `with_xyz` reads
+    its points if it has any. Raises `DatasetError` with the path of a file that cannot be used.
     """
     key = None if cache is None else image_key(record, transform)
     image, size = transformed_image(record, transform, cache, key)
@@ -162,6 +165,9 @@ def load_record(
     mask_tensor = torch.zeros(transform.output_size, dtype=torch.bool)
     if mask is not None:
         mask_tensor = transform.mask(mask)
+    xyz = None
+    if with_xyz and record.xyz_path is not None:
+        xyz = transform.xyz(load_xyz(record.xyz_path, size))[None]
     return Batch(
         image=image[None],
         mask=mask_tensor[None],
@@ -170,12 +176,15 @@ def load_record(
         index=torch.tensor([position]),
         image_path=[record.image_path],
         features=None if features is None else features.of(image, key),
+        xyz=xyz,
     )
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
-    """Return one batch with the images of all."""
+    """Return one batch with the images of all; without points if some have none."""
     names = [name for name, _ in batches[0].tensors()]
+    if any(batch.xyz is None for batch in batches):
+        names = [name for name in names if name != "xyz"]
     joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
     if batches[0].features is not None:
         layers = list(batches[0].features)
@@ -208,6 +217,7 @@ class BatchLoader:
         pin_memory: bool = False,
         cache: TensorCache | None = None,
         features: FrozenFeatures | None = None,
+        with_xyz: bool = True,
     ) -> None:
         self.records = list(records)
         self.transform = transform
@@ -216,6 +226,7 @@ class BatchLoader:
         self.pin_memory = pin_memory
         self.cache = cache
         self.features = features
+        self.with_xyz = with_xyz
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -231,7 +242,9 @@ class BatchLoader:
     def read(self, position: int) -> Batch:
         """Return the batch of one record."""
         record = self.records[position]
-        return load_record(record, position, self.transform, self.cache, self.features)
+        return load_record(
+            record, position, self.transform, self.cache, self.features, self.with_xyz
+        )
 
     def read_now(self, positions: Sequence[int]) -> list[Batch]:
         """Return the batches of one that make a batch."""
@@ -272,6 +285,7 @@ def make_loader(
     pin_memory: bool = False,
     cache: TensorCache | None = None,
     features: FrozenFeatures | None = None,
+    with_xyz: bool = True,
 ) -> BatchLoader:
     """Return the batches of one epoch over `records`.
 
@@ -279,8 +293,8 @@ def make_loader(
     torch's global generator is used. `skip_batches` leaves out the first batches of the epoch. With
     `drop_last` a smaller last batch is left out. `num_workers` threads read ahead; None is as many
     as PyTorch computes with, 8 at most. `cache` keeps the transformed images; `features` fills the
-    batches' features, in the threads that read. Raises `DatasetError`, while iterating, for the
-    first image or mask that cannot be used.
+    batches' features, in the threads that read; `with_xyz` reads the points of records that have
+    some. Raises `DatasetError`, while iterating, for the first file that cannot be used.
     """
     if not records:
         raise DatasetError("no records to load; was the right split passed?")
@@ -296,7 +310,9 @@ def make_loader(
     if num_workers is None:
         num_workers = min(torch.get_num_threads(), MAX_READERS)
     left = batches[skip_batches:]
-    return BatchLoader(records, transform, left, num_workers, pin_memory, cache, features)
+    return BatchLoader(
+        records, transform, left, num_workers, pin_memory, cache, features, with_xyz
+    )
 
 # %% ../nbs/01c_dataloader.ipynb #c28b0903
 def seed_everything(seed: int) -> None:

@@ -61,8 +61,10 @@ def load_array(name: str, folder: Path, shape: list[int], dtype: str, mmap: bool
     mode = "r" if mmap and 0 not in shape else None
     try:
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy's header parser raises whatever it stumbles over
         raise unknown_array(name, path, f"not a readable array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise unknown_array(name, path, "an archive, not an array")
     if list(array.shape) != list(shape) or str(array.dtype) != dtype:
         found = f"{list(array.shape)} {array.dtype}"
         raise unknown_array(name, path, f"holds {found}, expected {list(shape)} {dtype}")

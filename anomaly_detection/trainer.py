@@ -225,6 +225,8 @@ class BaseTrainer:
     shares_batches: ClassVar[bool] = True
     # True where even the small run takes minutes or gigabytes
     heavy: ClassVar[bool] = False
+    # True for a recipe that needs the point in space of every pixel (`Batch.xyz`)
+    needs_xyz: ClassVar[bool] = False
 
     def __init__(self, config: DictConfig, explicit: Sequence[str] = ()) -> None:
         self.config = config
@@ -420,6 +422,7 @@ class BaseTrainer:
         """Check the input and build the model."""
         if not train:
             raise TrainingError(f"{self.name}: no training images; check dataset.root and category")
+        self.check_xyz([*train, *(held_out or ())])
         if world().shared and not self.shares_batches:
             raise TrainingError(
                 f"{self.name}: takes as many steps as a batch has images, which processes cannot "
@@ -468,8 +471,23 @@ class BaseTrainer:
             pin_memory=self.device.type == "cuda",
             cache=self.cache,
             features=self.frozen_features(),
+            with_xyz=self.needs_xyz,
             **options,
         )
+
+    def check_xyz(self, records: Sequence[ImageRecord]) -> None:
+        """Refuse images without points, where the recipe needs them.
+
+        Raises:
+            TrainingError: names the first such image.
+        """
+        without = [record for record in records if record.xyz_path is None]
+        if self.needs_xyz and without:
+            raise TrainingError(
+                f"{self.name} sees colour and depth: no xyz file is known for "
+                f"{without[0].image_path}; expected a data set with points: dataset=mvtec_3d, "
+                "adam_3d or demo_3d, or images in a folder rgb with a folder xyz beside it"
+            )
 
     def own_shares(self, batches: BatchLoader) -> list[float]:
         """Leave of every batch the share of this process; returns the shares' weights."""
@@ -523,6 +541,7 @@ class BaseTrainer:
             raise TrainingError(f"{self.name}: nothing to predict with; call fit or load first")
         if not records:
             raise TrainingError(f"{self.name}: no images to predict")
+        self.check_xyz(records)
         self.model.eval()
         scores = np.zeros(len(records), dtype=np.float32)
         known = np.zeros(len(records), dtype=bool)
@@ -659,7 +678,7 @@ class BaseTrainer:
         self.build(pretrained=False)
         self.load_tensors(folder, checkpoint.tensors)
         self.weights = checkpoint.info["weights"]
-        self.notes = list(checkpoint.info.get("notes", []))
+        self.notes = list(checkpoint.info["notes"])
         self.load_extra_state(checkpoint.info["extra"])
         self.state = TrainState(epoch=checkpoint.info["epochs"], step=checkpoint.info["steps"])
         self.model.eval()
@@ -681,6 +700,19 @@ class BaseTrainer:
 
     def checked_config(self, folder: Path, info: dict[str, Any]) -> DictConfig:
         """Return the checkpoint's configuration with this machine's part of ours."""
+        kinds = {"model": str, "config": dict, "weights": dict, "versions": dict, "extra": dict}
+        kinds |= {"epochs": int, "steps": int, "train_digest": str, "notes": list}
+        damaged = [name for name, kind in kinds.items() if not isinstance(info.get(name), kind)]
+        groups = plain_settings(self.config)
+        groups = [name for name, group in groups.items() if isinstance(group, dict)]
+        if not damaged:
+            found = info["config"]
+            damaged = [f"config.{n}" for n in groups if not isinstance(found.get(n), dict)]
+        if damaged:
+            raise CheckpointError(
+                f"{folder}: damaged, its {damaged[0]} is not what a fit writes; restore it or fit "
+                "again"
+            )
         if info["model"] != self.name:
             raise CheckpointError(
                 f"{folder}: holds a {info['model']}, not a {self.name}; "

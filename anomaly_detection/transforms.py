@@ -53,7 +53,8 @@ class Transform:
     Sizes are (height, width) in pixels; one number means a square. `center_crop` is cut out after
     resizing to `image_size`. `square_pad` first pads the shorter side, both ends alike: images by
     repeating their edge, masks with "normal". Bicubic resizing can overshoot [0, 1]; it is not
-    clipped, as in Anomalib. Raises `TransformError` for a value that cannot work.
+    clipped, as in Anomalib. `points` says how points in space (`xyz`) are resized; Anomalib does
+    it bilinearly. Raises `TransformError` for a value that cannot work.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -62,6 +63,7 @@ class Transform:
     antialias: bool = True
     normalize: Literal["imagenet", "clip"] | None = "imagenet"
     square_pad: bool = False
+    points: Literal["bilinear", "nearest"] = "bilinear"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", check_size("image_size", self.image_size))
@@ -73,7 +75,11 @@ class Transform:
                     f"center_crop={crop} is larger than image_size={self.image_size}; "
                     "make the crop smaller or the image larger"
                 )
-        for name, known in (("interpolation", INTERPOLATIONS), ("normalize", NORMALIZATIONS)):
+        for name, known in (
+            ("interpolation", INTERPOLATIONS),
+            ("normalize", NORMALIZATIONS),
+            ("points", ("bilinear", "nearest")),
+        ):
             value = getattr(self, name)
             if value not in known and not (name == "normalize" and value is None):
                 raise TransformError(
@@ -122,6 +128,20 @@ class Transform:
         if self.center_crop is not None:
             values = F.center_crop(values, list(self.center_crop))
         return values.as_subclass(torch.Tensor).bool()
+
+    def xyz(self, points: np.ndarray) -> torch.Tensor:
+        """Return float32 (3, height, width) of points (H, W, 3); what pads has no point, (0, 0, 0).
+
+        Between a point and a pixel without one, bilinear resizing makes points that were not
+        measured; the nearest pixel's point was.
+        """
+        if points.ndim != 3 or points.shape[2] != 3:
+            raise TransformError(f"points must be (H, W, 3), not {points.shape}")
+        values = torch.from_numpy(points.astype(np.float32).transpose(2, 0, 1).copy())
+        if self.square_pad:
+            values = pad_to_square(values, "constant")
+        values = torch.nn.functional.interpolate(values[None], self.image_size, mode=self.points)[0]
+        return values if self.center_crop is None else F.center_crop(values, [*self.center_crop])
 
 
 def pad_to_square(values: torch.Tensor, mode: Literal["replicate", "constant"]) -> torch.Tensor:

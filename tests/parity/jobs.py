@@ -7,7 +7,8 @@ product nor Lightning. A job is plain JSON:
     model_kwargs     arguments of Anomalib's own class (Lightning's module), also the recipe's
     pre_processor    arguments of the class's `configure_pre_processor`, besides `image_size`
     image_size       [height, width]
-    train, test, validation    lists of {"image_path", "label", "mask_path"}, in this order
+    train, test, validation    lists of {"image_path", "label", "mask_path"}, in this order; of a
+                     model that sees depth also {"xyz_path"}
     batch_size, seed, max_epochs, device
     max_steps        null: no limit
     threads          null: torch's own choice
@@ -16,6 +17,7 @@ product nor Lightning. A job is plain JSON:
     environment      extra variables for the reference process, such as TORCH_HOME
     constants        values for names in Anomalib's torch_model.py that no argument reaches; a
                      recipe with a setting of that name in small letters is told as well
+    backbone_arguments    further arguments of every timm.create_model in the reference process
 """
 
 import hashlib
@@ -39,6 +41,7 @@ DEFAULTS: dict[str, object] = {
     "weights": {},
     "environment": {},
     "constants": {},
+    "backbone_arguments": {},
 }
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 

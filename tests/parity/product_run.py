@@ -66,6 +66,7 @@ def records(samples: list[dict], split: str) -> list[Any]:
             split=split,
             defect_type="good" if sample["label"] == 0 else "defect",
             category="parity",
+            xyz_path=sample.get("xyz_path"),
         )
         for sample in samples
     ]

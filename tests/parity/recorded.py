@@ -13,6 +13,7 @@ POSITIONS = 64
 # What stands for the images' folder in a record, and the parts of a job that may name it.
 PLACE = "{folder}"
 FURTHER = ("weights", "environment", "model_kwargs")
+FILES = ("image_path", "mask_path", "xyz_path")
 
 
 def positions(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +48,7 @@ def portable_job(job: dict) -> dict:
     names = {part: moved(job[part], folder, PLACE) for part in FURTHER}
     for split in ("train", "test", "validation"):
         names[split] = [
-            sample
-            | {key: sample[key] and Path(sample[key]).name for key in ("image_path", "mask_path")}
+            sample | {key: sample[key] and Path(sample[key]).name for key in FILES if key in sample}
             for sample in job[split]
         ]
     return job | names
@@ -60,10 +60,7 @@ def placed_job(job: dict, folder: Path) -> dict:
     for split in ("train", "test", "validation"):
         placed[split] = [
             sample
-            | {
-                key: sample[key] and str(folder / sample[key])
-                for key in ("image_path", "mask_path")
-            }
+            | {key: sample[key] and str(folder / sample[key]) for key in FILES if key in sample}
             for sample in job[split]
         ]
     return complete_job(job | placed)

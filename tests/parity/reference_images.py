@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 from .jobs import sample
@@ -103,6 +104,29 @@ def make_images(folder: Path) -> dict[str, list[dict]]:
         Image.fromarray(image).save(path)
         test.append(sample(path, int(kind != "good"), mask_path))
     return {"train": train, "test": test}
+
+
+def add_points(samples: dict[str, list[dict]], folder: Path) -> dict[str, list[dict]]:
+    """Write an xyz file for each image of a job, its brightness as a relief; returns the job's
+    lists with them.
+
+    Points are a little out of line, so that no two distances are equal and rounding chooses no
+    other neighbour; what is darkest has no point, so that images differ in that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    added: dict[str, list[dict]] = {}
+    for split, items in samples.items():
+        added[split] = []
+        for index, item in enumerate(items):
+            grey = np.asarray(Image.open(item["image_path"]).convert("L")).astype(np.int64)
+            rows, columns = np.mgrid[: len(grey), : grey.shape[1]]
+            noise = hashed(500 + index + 100 * len(added), 3 * grey.size).reshape(*grey.shape, 3)
+            points = np.stack([columns * 256, rows * 256, 64 * grey + 20_000], axis=-1) + noise
+            points[grey < np.sort(grey, axis=None)[grey.size // 10]] = 0
+            path = folder / f"{split}_{index:03d}.tiff"
+            tifffile.imwrite(path, points.astype(np.float32) / 16384, photometric="rgb")
+            added[split].append(item | {"xyz_path": str(path)})
+    return added
 
 
 def pixels_digest(folder: Path) -> str:

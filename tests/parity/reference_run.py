@@ -4,7 +4,8 @@
 
 Nothing of Anomalib is replaced but habits that a comparison cannot have: the train loader is not
 shuffled, the validation images are an explicit list, pretrained weights come from local files, a
-class that ignores `image_size` gets the job's, and a job may name constants of torch_model.py.
+class that ignores `image_size` gets the job's, and a job may name constants of torch_model.py and
+arguments for timm.
 Scores and maps are taken before the PostProcessor touches them.
 """
 
@@ -34,6 +35,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from anomalib import LearningType, TaskType  # noqa: E402
 from anomalib.data import AnomalibDataModule, AnomalibDataset  # noqa: E402
+from anomalib.data.datasets.base.depth import AnomalibDepthDataset  # noqa: E402
 from anomalib.engine import Engine  # noqa: E402
 from anomalib.models import AnomalibModule  # noqa: E402
 from anomalib.post_processing import PostProcessor  # noqa: E402
@@ -68,12 +70,13 @@ def refuse_network() -> None:
     socket.getaddrinfo = refuse
 
 
-def use_local_weights(weights: dict[str, str]) -> None:
+def use_local_weights(weights: dict[str, str], arguments: dict) -> None:
     """Make timm.create_model(pretrained=True) read the job's files; "random" reads none."""
     states = {"embedded": embedded_state()} if "embedded" in weights.values() else {}
     create_model = timm.create_model
 
     def create_local(model_name: str, pretrained: bool = False, **named: object) -> torch.nn.Module:
+        named |= arguments
         if not pretrained:
             return create_model(model_name, pretrained=False, **named)
         if model_name not in weights:
@@ -135,6 +138,19 @@ class ListedImages(AnomalibDataset):
         self._samples = frame
 
 
+class ListedPoints(AnomalibDepthDataset, ListedImages):
+    """The same with the point in space of each pixel."""
+
+    def __init__(self, samples: list[dict], split: str) -> None:
+        ListedImages.__init__(self, samples, split)
+        self._samples["depth_path"] = [sample["xyz_path"] for sample in samples]
+
+
+def listed(samples: list[dict], split: str) -> ListedImages:
+    """The data set of some samples, with points where they have some."""
+    return (ListedPoints if "xyz_path" in samples[0] else ListedImages)(samples, split)
+
+
 class ListedData(AnomalibDataModule):
     """Anomalib's data module over explicit lists; the model's Resize still moves into the data."""
 
@@ -146,10 +162,10 @@ class ListedData(AnomalibDataModule):
         self.job = job
 
     def _setup(self, _stage: str | None = None) -> None:
-        self.train_data = ListedImages(self.job["train"], "train")
-        self.test_data = ListedImages(self.job["test"], "test")
+        self.train_data = listed(self.job["train"], "train")
+        self.test_data = listed(self.job["test"], "test")
         if self.job["validation"]:
-            self.val_data = ListedImages(self.job["validation"], "val")
+            self.val_data = listed(self.job["validation"], "val")
 
     def _create_test_split(self) -> None:
         """The job names the test images."""
@@ -307,7 +323,7 @@ def run_stages(job: dict, folder: Path) -> tuple[Recorder, AnomalibModule, dict]
         cost["peak_memory_mb"][name] = round(peak_memory_mb(), 1)
         clock[0] = time.perf_counter()
 
-    use_local_weights(job["weights"])
+    use_local_weights(job["weights"], job["backbone_arguments"])
     use_local_hub(job["weights"], folder)
     stage("import")
     model = build(job, recorder)

@@ -3,8 +3,9 @@
     python -m tests.parity.report [MODEL ...] [--every N] [--folder docs]
 
 Each model's two sides run one after the other, in processes of their own, on every N-th image of
-the bottle category (paths.datasets/mvtec/bottle). Prints the table; `parity.json` and `parity.md`
-keep the rows of models that were not asked for. Ends with status 1 if a difference is too large.
+the bottle category (paths.datasets/mvtec/bottle); for a model that needs points, of the generated
+set with depth. Prints the table; `parity.json` and `parity.md` keep the rows of models that were
+not asked for. Ends with status 1 if a difference is too large.
 """
 
 import argparse
@@ -44,7 +45,8 @@ computed by our code on both. *seconds* (build, fit and predict without imports)
 of the process): ours / Anomalib's, measured one after the other; a ratio below 1 is faster,
 lighter. Each time is of one run, on a machine that may have had other work: benchmarks.md holds
 medians. A recipe with two references runs as `reference: anomalib` here; its notebook says what the
-other one changes.
+other one changes. cfm, which needs depth, runs on the generated set with depth: no real one is at
+hand.
 """
 HEADER = (
     *("model", "method", "loss", "scores", "maps", "metrics"),

@@ -10,9 +10,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples
+from anomaly_detection.datasets import open_dataset
+
+from .jobs import EMBEDDED_BACKBONE, complete_job, mvtec_samples, sample
 from .make_environment import environment_folder
 from .reference_images import (
+    add_points,
     make_discrete_model,
     make_images,
     make_natural_images,
@@ -54,6 +57,9 @@ class Settings:
     recorded_steps: int | None = None
     # Of real images test so few only, evenly spread, where each takes long.
     test_count: int | None = None
+    # True where the model needs points: each recorded image gets a relief made from its brightness,
+    # and in place of real images come those of the generated set with depth.
+    with_xyz: bool = False
 
 
 def efficient_ad_files(folder: Path, kwargs: dict) -> dict:
@@ -87,6 +93,16 @@ def dsr_files(folder: Path, kwargs: dict) -> dict:
     return {"weights": {"words": str(words)}, "environment": {"XDG_CACHE_HOME": str(folder)}}
 
 
+def cfm_files(folder: Path, kwargs: dict) -> dict:
+    """A file of Point-MAE without a tensor, so that the seed's random weights stay."""
+    import torch
+
+    path = folder / "pointmae_empty.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"base_model": {}}, path)
+    return {"model_kwargs": kwargs | {"pointmae_weights": str(path)}}
+
+
 MODELS: dict[str, Settings] = {
     # Thinned, so that both sides must draw the same numbers.
     "anomaly_dino": Settings(
@@ -116,6 +132,18 @@ MODELS: dict[str, Settings] = {
         small={"image_size": [64, 64], "max_epochs": 1},
         real={"image_size": [128, 128]},
         small_kwargs={"coupling_blocks": 4},
+    ),
+    # Its ViT is of one size and wants 224 pixels, where a step takes a quarter of a minute: timm
+    # builds it for fewer.
+    "cfm": Settings(
+        {"rgb_backbone": "vit_base_patch8_224.dino", "group_size": 16, "num_group": 32},
+        job={"max_epochs": 2, "batch_size": 2},
+        small={"image_size": [32, 32], "max_epochs": 1, "backbone_arguments": {"img_size": 32}},
+        real={"image_size": [64, 64], "backbone_arguments": {"img_size": 64}},
+        weights={"vit_base_patch8_224.dino": "random"},
+        prepare=cfm_files,
+        with_xyz=True,
+        train_count=6,
     ),
     "dfkde": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
@@ -363,13 +391,34 @@ def make_job(name: str, samples: dict[str, list[dict]], small: bool, folder: Pat
 
 def small_job(name: str, folder: Path) -> dict:
     """The recorded run: generated images, written to `folder`, at 128 pixels."""
-    return make_job(name, make_images(folder), small=True, folder=folder)
+    samples = make_images(folder)
+    if MODELS[name].with_xyz:
+        samples = add_points(samples, folder)
+    return make_job(name, samples, small=True, folder=folder)
+
+
+def depth_samples(folder: Path) -> dict[str, list[dict]]:
+    """The train and test images of the generated set with depth, with their points."""
+    data = open_dataset("demo_3d", folder, "biscuit")
+    return {
+        split: [
+            sample(record.image_path, record.label, record.mask_path)
+            | {"xyz_path": record.xyz_path}
+            for record in records
+        ]
+        for split, records in (("train", data.train), ("test", data.test))
+    }
 
 
 def real_job(name: str, category: Path, every: int = 1) -> dict:
-    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image."""
-    samples = {split: images[::every] for split, images in mvtec_samples(category).items()}
+    """A run on a category folder in MVTec's layout; `every=4` takes each fourth image.
+
+    A model that needs points runs on the generated set instead: no real one is at hand.
+    """
+    files = environment_folder() / "files" / name
+    samples = depth_samples(files) if MODELS[name].with_xyz else mvtec_samples(category)
+    samples = {split: images[::every] for split, images in samples.items()}
     count, total = MODELS[name].test_count, len(samples["test"])
     if count and count < total:
         samples["test"] = [samples["test"][index * total // count] for index in range(count)]
-    return make_job(name, samples, small=False, folder=environment_folder() / "files" / name)
+    return make_job(name, samples, small=False, folder=files)

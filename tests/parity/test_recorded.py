@@ -10,7 +10,7 @@ from .harness import TOLERANCE, loss_difference, relative_difference
 from .jobs import complete_job
 from .product_run import initial_weights, run_job
 from .recorded import FOLDER, placed_job, portable_job, sample_map
-from .reference_images import make_images, pixels_digest
+from .reference_images import add_points, make_images, pixels_digest
 from .settings import MODELS, small_job
 
 RECORDS = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
@@ -25,7 +25,8 @@ RUNS = [
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of generated images, with the further files of the models that need some."""
     folder = tmp_path_factory.mktemp("parity")
-    make_images(folder)
+    samples = make_images(folder)
+    add_points(samples, folder)
     for settings in MODELS.values():
         if settings.prepare:
             settings.prepare(folder, settings.model_kwargs | settings.small_kwargs)

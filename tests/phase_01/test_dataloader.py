@@ -60,6 +60,33 @@ def test_a_batch_keeps_what_is_known(records: list[ImageRecord]) -> None:
     assert batch.image.device.type == "cpu"
 
 
+def test_points_travel_with_their_image(tmp_path: Path) -> None:
+    data = open_dataset("demo_3d", tmp_path, "cap", train_count=5, good_count=1, defect_count=1)
+    transform = Transform((32, 32), normalize=None)
+    alone = list(make_loader(data.train, transform, 2))
+    assert [batch.xyz.shape[0] for batch in alone] == [2, 2, 1]
+    shuffled = make_loader(data.train, transform, 5, shuffle=True, seed=3, num_workers=2)
+    (batch,) = shuffled
+    points = torch.cat([item.xyz for item in alone])
+    assert torch.equal(batch.xyz, points[batch.index]) and batch.index.tolist() != [*range(5)]
+    assert all(batch.xyz is None for batch in make_loader(data.train, transform, with_xyz=False))
+    # The points lie where the product is, and where the mat is there are none
+    assert ((points != 0).any(1) == (points[:, 2] > 0)).all()
+    assert 0.3 < (points[:, 2] > 0).float().mean() < 0.8
+
+
+def test_a_broken_xyz_file_names_its_path(tmp_path: Path) -> None:
+    data = open_dataset("demo_3d", tmp_path, "cap", train_count=2, good_count=1, defect_count=1)
+    path = Path(data.train[1].xyz_path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DatasetError) as caught:
+        list(make_loader(data.train, SMALL, num_workers=1))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"no xyz file .*001\.tiff"):
+        list(make_loader(data.train, SMALL))
+
+
 def test_image_and_index_belong_together(records: list[ImageRecord]) -> None:
     for workers in (0, 2):
         loader = make_loader(records, SMALL, 4, shuffle=True, seed=1, num_workers=workers)

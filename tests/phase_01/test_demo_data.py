@@ -13,8 +13,11 @@ from PIL import Image
 
 from anomaly_detection.datasets import DatasetError, list_categories, open_dataset
 from anomaly_detection.demo_data import (
+    DEMO_3D_CATEGORIES,
+    DEMO_3D_DEFECTS,
     DEMO_CATEGORIES,
     draw_demo_image,
+    make_demo_3d_category,
     make_demo_category,
     make_demo_dataset,
 )
@@ -55,6 +58,30 @@ def test_the_set_reads_as_its_stamp_says(tmp_path: Path) -> None:
             if record.label:
                 mask = np.asarray(Image.open(record.mask_path))
                 assert set(np.unique(mask)) == {0, 255}
+
+
+@pytest.mark.parametrize("category", DEMO_3D_CATEGORIES)
+def test_the_set_with_points_has_the_same_bytes_in_every_process(
+    category: str, tmp_path: Path
+) -> None:
+    data = open_dataset("demo_3d", tmp_path / "a", category, **FEW)
+    assert data.name == "demo_3d" and data.report(decode=True).problems == []
+    assert {record.defect_type for record in data.test} == {"good", *DEMO_3D_DEFECTS}
+    code = (
+        "import sys; from anomaly_detection.demo_data import make_demo_3d_category; "
+        f"make_demo_3d_category(sys.argv[1], {category!r}, **{FEW})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True)
+    assert hash_tree(tmp_path / "a") == hash_tree(tmp_path / "b")
+    assert list_categories("demo_3d", tmp_path) == sorted(DEMO_3D_CATEGORIES)
+
+
+def test_both_sets_may_not_share_a_folder_by_mistake(tmp_path: Path) -> None:
+    flat = hash_tree(make_demo_category(tmp_path, "cap", **FEW))
+    # The other set's stamp is of another kind, so the category is made anew, whole
+    deep = hash_tree(make_demo_3d_category(tmp_path, "cap", **FEW))
+    assert "train/good/000.png" in flat and "train/good/rgb/000.png" in deep
+    assert not flat.keys() & deep.keys() - {"demo.json"}
 
 
 def test_another_seed_makes_other_pictures(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from anomaly_detection.models import list_models, recipe_class
 
 NEEDS = {
     "cfa": ["wide_resnet50_2-9ba9bcbe (absent)"],
+    "cfm": ["vit_base_patch8_224.dino (absent)", "pointmae_pretrain (absent)"],
     "efficient_ad": ["pretrained_teacher_small (absent)", "imagenette2 (absent)"],
     "mh_patchcore": ["wide_resnet50_2.tv2_in1k (absent)"],
     "patchcore": ["wide_resnet50_2.racm_in1k (absent)"],
