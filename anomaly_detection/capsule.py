@@ -767,6 +767,11 @@ def export_capsule(
         CapsuleError: something is missing, a licence is not known, or the replay drifts.
     """
     run, trainer = loaded_run(run_folder, ["trainer.progress=false", *words])
+    if trainer.needs_xyz:
+        raise CapsuleError(
+            f"{trainer.name}: needs the points of each image, which a capsule does not carry yet; "
+            "copy the run folder, ad predict takes it as well"
+        )
     out = Path(out or run.folder / "capsule.zip")
     if not left_out_weights(trainer):
         check_licences(weight_licences(trainer.weights), accept)

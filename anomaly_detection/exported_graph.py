@@ -211,6 +211,8 @@ def write_graph(
         GraphError: the model cannot be traced, or the graph scores otherwise; no file is left.
     """
     kind_of_file = graph_format(kind)
+    if trainer.needs_xyz:
+        raise GraphError(f"{trainer.name}: needs the points of each image; a graph takes one image")
     precision = trainer.config.trainer.precision
     if precision != "fp32" or trainer.device.type != "cpu":
         raise GraphError(
@@ -231,7 +233,7 @@ def write_graph(
             reason = " ".join(str(error).split())[:300]
             raise GraphError(
                 f"{trainer.name}: {kind} cannot write it ({type(error).__name__}: {reason}); "
-                "a capsule carries every model: ad export RUN_FOLDER"
+                "a capsule carries it: ad export RUN_FOLDER"
             ) from None
         replay = compare_golden(
             [Path(record.image_path).name for record in records],
@@ -355,7 +357,7 @@ def export_table(results: Sequence[ExportResult]) -> str:
         "Each recipe's small run, as a graph for one image after our preprocessing, beside",
     ]
     lines += ["the trainer's own scores and maps: the largest difference as a share of their range"]
-    lines += ["(1e-4 is the limit). A capsule (`ad export RUN_FOLDER`) carries every model.", ""]
+    lines += ["(1e-4 is the limit). A capsule (`ad export RUN_FOLDER`) carries all but cfm.", ""]
     lines += ["| model | torch_export | onnx |", "|---|---|---|"]
     for name, row in sorted(by_name.items()):
         cells = [f"{'yes' if row[kind].ok else 'no'}: {row[kind].note}" for kind in FORMATS]

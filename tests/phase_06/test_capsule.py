@@ -491,3 +491,11 @@ def test_without_held_out_images_there_is_no_threshold(folder, tmp_path):
         card = opened.thresholds
     assert card["image"]["value"] is None and "no held-out normal" in card["image"]["rule"]
     assert card["n_held_out"] == 0
+
+
+def test_a_recipe_that_needs_more_than_images_is_refused_by_name(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(create_trainer("padim")), "needs_xyz", True)
+    for kind in ("capsule", "torch_export"):
+        words = ["--format", kind, "--out", str(tmp_path / "x"), *QUIET]
+        assert main(["export", str(run.folder), *words]) == 2
+    assert list(tmp_path.iterdir()) == []
