@@ -594,8 +594,8 @@ def verify_capsule(path: str | Path, words: Sequence[str] = ()) -> Replay:
 # %% ../nbs/48_capsule.ipynb #9d9d5429
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's configuration without this machine's folders."""
-    kept = copy.deepcopy({name: value for name, value in config.items() if name != "paths"})
-    kept["dataset"]["root"] = None
+    kept = copy.deepcopy(dict(config))
+    kept["paths"], kept["dataset"]["root"] = {}, None
     return kept
 
 
