@@ -12,15 +12,19 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow browser parity bench verify-mvtec verify-visa verify-btad results lab lint
+.PHONY: demo test test-slow soak browser parity bench verify-mvtec verify-visa verify-btad results lab lint
 .PHONY: pictures clean
 
 demo: $(VENV)/.installed
 	env -u OMP_NUM_THREADS $(BIN)/ad demo
 
 # All notebooks, then all tests; what they leave in the folder for temporary files goes with them
+define temporary_folder
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export TMPDIR="$$scratch"
+endef
+
 define run_tests
-	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && export TMPDIR="$$scratch" && \
+	$(call temporary_folder) && \
 	env -u AD_PATHS_DATASETS $(BIN)/nbdev_test --n_workers $(WORKERS) $(1) && \
 	rm -rf "$$scratch"/* && \
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup $(2)
@@ -31,6 +35,11 @@ test: $(VENV)/.installed-dev browser
 
 test-slow: $(VENV)/.installed-dev browser
 	$(call run_tests,--flags slow,--slow)
+
+# What takes long because it is many: 2,750 bad inputs, 200 kills, 10,000 predictions
+soak: $(VENV)/.installed-dev
+	$(call temporary_folder) && $(BIN)/python -m pytest tests/phase_06 --slow -n $(WORKERS) \
+	-k "killed or bad_input or memory"
 
 # The browser tests drive Chromium: Debian's, installed where that is allowed; without it they skip
 browser:

@@ -372,7 +372,8 @@ def score_run(
         "dataset": data.name,
         "category": data.category,
         "seed": config.trainer.seed,
-        "config_hash": config_hash(config),
+        # Of the fit: another device may score again
+        "config_hash": checkpoint_info(folder / "checkpoint")["config_hash"],
         "shots": config.dataset.shots,
         "contamination": config.dataset.contamination,
         "n_contaminated": len(split.contaminated),

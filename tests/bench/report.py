@@ -317,10 +317,10 @@ def bench_side_by_side(bench: Bench) -> list[dict[str, Any]]:
 
 def bench_sweep(bench: Bench) -> list[dict[str, Any]]:
     """A sweep of the generated set: two workers against one, Ray against two local workers."""
-    words = "models=padim,patchcore dataset=demo categories=cap,metal,nut seeds=0,1 threads=1"
+    words = "models=padim,patchcore dataset=demo categories=cap,metal,nut seeds=0,1,2,3 threads=1"
     words += f" model.backbone={EMBEDDED} model.layers=blocks.2,blocks.4 padim.n_features=40"
     words += f" trainer.cache_gb=0 trainer.progress=false dataset.root={bench.scratch / 'demo'}"
-    count = 12
+    count = 24
 
     def sweep(*more: str) -> Callable[[], Callable[[], Measured]]:
         command = [AD, "benchmark", *words.split(), *more]

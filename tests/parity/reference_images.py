@@ -189,3 +189,23 @@ def make_discrete_model(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, path)
     return path
+
+
+def make_efficientnet(path: Path) -> Path:
+    """Write torchvision's EfficientNet-B5 with seeded random weights, in half the bytes."""
+    import torch
+    from torchvision.models import efficientnet_b5
+
+    from anomaly_detection.models.csflow import measure_sizes
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(500)
+        network = efficientnet_b5(weights=None).eval()
+    measure_sizes(network.features)
+    tensors = {
+        name: tensor.half() if tensor.ndim == 4 else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+    return path

@@ -17,6 +17,7 @@ from .make_environment import environment_folder
 from .reference_images import (
     add_points,
     make_discrete_model,
+    make_efficientnet,
     make_images,
     make_natural_images,
     make_teacher,
@@ -86,6 +87,20 @@ def draem_files(folder: Path, kwargs: dict) -> dict:
     return {"model_kwargs": kwargs | {"dtd_dir": str(textures)}}
 
 
+def csflow_files(folder: Path, kwargs: dict) -> dict:
+    """EfficientNet-B5 where torchvision looks for it, and under a name that promises no hash.
+
+    With random weights as they come its features would be 1e-11, and its scores rounding alone.
+    """
+    name, place = "efficientnet_b5_lukemelas-1a07897c", folder / "torchvision"
+    own = make_efficientnet(folder / "own" / f"{name}.bin")
+    published = place / "hub" / "checkpoints" / f"{name}.pth"
+    published.parent.mkdir(parents=True, exist_ok=True)
+    published.unlink(missing_ok=True)
+    published.hardlink_to(own)
+    return {"weights": {"efficientnet_b5": str(own)}, "environment": {"TORCH_HOME": str(place)}}
+
+
 def dsr_files(folder: Path, kwargs: dict) -> dict:
     """A VQ-VAE where Anomalib's cache has it."""
     place = folder / "anomalib" / "pre_trained" / "dsr"
@@ -144,6 +159,15 @@ MODELS: dict[str, Settings] = {
         prepare=cfm_files,
         with_xyz=True,
         train_count=6,
+    ),
+    "csflow": Settings(
+        {"cross_conv_hidden_channels": 64, "n_coupling_blocks": 2},
+        job={"max_epochs": 2, "batch_size": 4},
+        # The couplings begin at zero: it takes some steps until a loss shows what they learnt
+        small={"max_epochs": 20},
+        small_kwargs={"cross_conv_hidden_channels": 16},
+        real={"image_size": [128, 128], "batch_size": 8},
+        prepare=csflow_files,
     ),
     "dfkde": Settings(
         {"backbone": EMBEDDED_BACKBONE, "layers": ["blocks.4"]},
@@ -348,6 +372,14 @@ MODELS: dict[str, Settings] = {
     # come before batch normalisation: their gradient is rounding alone, and AMSGrad makes whole
     # steps of it. So one step is recorded; its loss holds anywhere, its scores, which span two
     # hundredths of their size, differ by an eighth of that span between ways to convolve.
+    "uflow": Settings(
+        {"backbone": "resnet18"},
+        job={"max_epochs": 2, "batch_size": 4},
+        small={"image_size": [64, 64]},
+        real={"image_size": [128, 128]},
+        small_kwargs={"flow_steps": 2},
+        weights={"resnet18": "random"},
+    ),
     "uninet": Settings(
         {"student_backbone": "resnet50", "teacher_backbone": "resnet50"},
         job={"max_epochs": 2, "batch_size": 4},

@@ -23,8 +23,8 @@ ARGUMENTS = {
 }
 # These are trained, so what differs by rounding may end up anywhere: only the cache is compared
 TRAINED = (
-    *("cflow", "fastflow", "fre", "general_ad", "l2bt", "patchflow", "reverse_distillation"),
-    "supersimplenet",
+    *("cflow", "csflow", "fastflow", "fre", "general_ad", "l2bt", "patchflow"),
+    *("reverse_distillation", "supersimplenet", "uflow"),
 )
 CHANNELS_LAST = [name for name in ARGUMENTS if recipe_class(name).channels_last]
 

@@ -2,7 +2,7 @@
 
 The notebooks show the same on the generated set. The backbone is the embedded one; where a recipe
 cannot have it, its network has seeded random weights, and the figures say nothing about the method.
-DRAEM is not among them: its notebook says how far it comes on two cores.
+DRAEM, UniNet and DSR are not among them: their notebooks say how far they come on two cores.
 """
 
 import numpy as np
@@ -18,6 +18,11 @@ RECIPES = {
         "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=12 model.lr=0.001 "
         "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4,blocks.6",
         8,
+    ),
+    "csflow": (
+        "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=20 model.lr=1e-3 "
+        "model.pre_trained=false model.cross_conv_hidden_channels=64",
+        4,
     ),
     "dinomaly": (
         "transform.image_size=98 transform.center_crop=98 trainer.batch_size=8 "
@@ -83,6 +88,11 @@ RECIPES = {
     "supersimplenet": (
         "transform.image_size=128 trainer.batch_size=8 trainer.max_epochs=15 model.noise_std=3 "
         "model.backbone=tf_efficientnet_lite0 model.layers=blocks.2,blocks.4",
+        4,
+    ),
+    "uflow": (
+        "transform.image_size=96 trainer.batch_size=8 trainer.max_epochs=10 model.flow_steps=2 "
+        "model.backbone=resnet18 model.pre_trained=false",
         4,
     ),
 }
