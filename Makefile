@@ -109,7 +109,7 @@ $(VENV)/.installed: settings.ini setup.py Makefile | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,winclip,tensorboard]'
+	$(PIP) --editable '.[dev,winclip,tensorboard,onnx]'
 	touch $@
 
 clean:

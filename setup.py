@@ -14,7 +14,7 @@ parser.read(ROOT / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 package = settings["lib_path"]
 
-EXTRAS = ("winclip", "tensorboard", "ray", "dev", "docs")
+EXTRAS = ("winclip", "tensorboard", "ray", "onnx", "dev", "docs")
 # The manifest lives in the repository's root, where a person edits it; the wheel carries a copy
 DATA_FILES = ("backbones_manifest.json",)
 

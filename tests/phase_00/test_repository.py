@@ -27,9 +27,9 @@ ROOMS = """
 10_dfm 11_dfkde 12_anomaly_dino 13_mh_patchcore 14_rad 15_super_add 16_cfa 17_winclip 18_anomalyvfm
 19_uninet 20_l2bt 21_fre 22_dsr 23_ganomaly 24_glass 25_supersimplenet 26_general_ad 27_inp_former
 28_foundad 29_cflow 30_csflow 31_uflow 32_patchflow 33_cfm 40_viewer 41_board 42_gallery 43_compare
-44_explain 45_living_report 45a_texts 46_doctor 47_kit 50_benchmark 50a_run_statistics 50b_published
-51_report 52_sweep_grid 60_cli 90_eval_stfpm 91_eval_efficientad 92_threshold_dashboard
-93_compare_models 94_why_this_pixel 95_benchmark index
+44_explain 45_living_report 45a_texts 46_doctor 47_kit 48_capsule 48a_exported_graph 50_benchmark
+50a_run_statistics 50b_published 51_report 52_sweep_grid 60_cli 90_eval_stfpm 91_eval_efficientad
+92_threshold_dashboard 93_compare_models 94_why_this_pixel 95_benchmark index
 """.split()
 # Notebooks whose pictures help a reader; the others keep no output
 PICTURES = {
