@@ -38,7 +38,7 @@ test: $(VENV)/.installed-dev browser
 test-slow: $(VENV)/.installed-dev $(DOCS_VENV)/.installed browser
 	$(call run_tests,--flags slow,--slow)
 
-# What takes long because it is many: 2,750 bad inputs, 200 kills, 10,000 predictions
+# What takes long because it is many: 3,000 bad inputs, 200 kills, 10,000 predictions
 soak: $(VENV)/.installed-dev
 	$(call temporary_folder) && $(BIN)/python -m pytest tests/phase_06 --slow -n $(WORKERS) \
 	-k "killed or bad_input or memory"

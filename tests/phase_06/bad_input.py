@@ -5,6 +5,7 @@ returns its name and a call. The call must end in a result or in one `UserError`
 test_bad_input.py). `TRIPWIRE` is what code in a file would make.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -24,10 +25,12 @@ from PIL import Image
 
 from anomaly_detection.backbones import load_manifest, load_tensors, unpack
 from anomaly_detection.cache import TensorCache
+from anomaly_detection.capsule import export_capsule, verify_capsule
 from anomaly_detection.config import load_config
 from anomaly_detection.dataloader import load_record
 from anomaly_detection.datasets import ImageRecord, open_dataset
 from anomaly_detection.demo_data import make_demo_category
+from anomaly_detection.evaluator import run_experiment
 from anomaly_detection.models import create_trainer, resolve
 from anomaly_detection.predictions import Predictions
 from anomaly_detection.transforms import Transform
@@ -421,6 +424,49 @@ def fixed_image() -> Path:
     return sorted((demo_category() / "cap" / "train" / "good").iterdir())[0]
 
 
+@cache
+def whole_capsule() -> Path:
+    """A capsule of a small run, made once in this process."""
+    root = demo_category()
+    words = ["model=padim", "model.n_features=4", *SMALL_WORDS, "dataset=demo", "category=cap"]
+    words += [f"dataset.root={root}", f"paths.outputs={root / 'outputs'}", "trainer.cache_gb=0"]
+    run = run_experiment(resolve(words).trainer())
+    return export_capsule(run.folder, words=["trainer.device=cpu"])[0]
+
+
+def capsules(random_: random.Random, folder: Path) -> Case:
+    """Capsules with damaged bytes, or with a damaged member under its right hash."""
+    source, path = whole_capsule(), folder / "capsule.zip"
+    if random_.random() < 0.4:
+        path.write_bytes(damaged(random_, source.read_bytes()))
+        return "damaged bytes", lambda: str(verify_capsule(path, ["trainer.device=cpu"]))
+    with zipfile.ZipFile(source) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    place = folder / "members"
+    for name, data in members.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+    harmed = harmed_copy(random_, place, folder / "harmed")
+    members = {
+        str(item.relative_to(folder / "harmed")): item.read_bytes()
+        for item in sorted((folder / "harmed").rglob("*"))
+        if item.is_file()
+    }
+    manifest = members.pop("manifest.json", b"{}")
+    if harmed != "manifest.json":
+        listed = json.loads(manifest)
+        listed["members"] = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in members.items()
+        }
+        manifest = json.dumps(listed).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", manifest)
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return harmed, lambda: str(verify_capsule(path, ["trainer.device=cpu"]))
+
+
 # ---- weights and archives
 
 
@@ -499,6 +545,7 @@ FAMILIES = {
         checkpoints,
         predictions,
         caches,
+        capsules,
         weights,
         archives,
     )

@@ -1,6 +1,6 @@
 """Every bad input ends in a result or in one clear error, in bounded time and memory.
 
-The default run has a small sample of each family; `make soak` all of them, 2,750 cases.
+The default run has a small sample of each family; `make soak` all of them, 3,000 cases.
 """
 
 import random

@@ -24,7 +24,7 @@ from anomaly_detection.predictions import Predictions
 
 AD = Path(sys.executable).with_name("ad")
 # How often each command is killed by `make soak`: 200 in all, with the five of test_benchmark.py
-SOAK = {"fit": 45, "evaluate": 40, "cache": 30, "fetch": 40, "sweep": 40}
+SOAK = {"fit": 40, "evaluate": 35, "cache": 30, "fetch": 35, "sweep": 25, "export": 30}
 SAMPLE = 2
 WORDS = """
 dataset=demo category=cap model.backbone=tf_efficientnet_lite0 model.layers=blocks.1
@@ -160,6 +160,26 @@ def test_sweep(times, tmp_path):
             command = [*sweep, *words, f"paths.outputs={outputs}"]
     finish(command, tmp_path)
     assert numbers(outputs) == numbers(tmp_path / "plain")
+
+
+def test_export(times, tmp_path):
+    words = [*WORDS, "model=padim", "model.n_features=8", f"dataset.root={tmp_path / 'demo'}"]
+    outputs = tmp_path / "outputs"
+    finish([AD, "train", *words, f"paths.outputs={outputs}"], tmp_path)
+    (folder,) = [path.parent for path in outputs.rglob("metrics.json")]
+    command = [AD, "export", folder, "trainer.device=cpu"]
+    seconds = finish(command, tmp_path)
+    whole = (folder / "capsule.zip").read_bytes()
+
+    def look() -> None:
+        if (folder / "capsule.zip").exists():
+            assert (folder / "capsule.zip").read_bytes() == whole
+            (folder / "capsule.zip").unlink()
+
+    look()
+    assert kill_often(command, tmp_path, times("export"), seconds, look)
+    finish(command, tmp_path)
+    assert (folder / "capsule.zip").read_bytes() == whole
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
