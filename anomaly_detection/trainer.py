@@ -738,7 +738,10 @@ class BaseTrainer:
                     f"you asked for {asked!r}; leave the argument out, or fit again"
                 )
         config["paths"] = ours["paths"]
-        for name in ("device", "num_workers", "cache_gb", "progress", "tensorboard"):
+        machine = ["device", "num_workers", "cache_gb", "progress", "tensorboard"]
+        # How many images fit into memory at once is this machine's, too, if somebody says so
+        machine += ["eval_batch_size"] if "trainer.eval_batch_size" in self.explicit else []
+        for name in machine:
             config["trainer"][name] = ours["trainer"][name]
         values = {
             f"{group}.{name}": value

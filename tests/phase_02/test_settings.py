@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from anomaly_detection.checks import Bench
 from anomaly_detection.cli import main
 from anomaly_detection.evaluator import RunError, alone_in, run_experiment, run_folder
-from anomaly_detection.models import resolve
+from anomaly_detection.models import create_trainer, resolve
 
 LITE0 = ["model.backbone=tf_efficientnet_lite0", "model.layers=blocks.2"]
 
@@ -89,3 +90,12 @@ def test_a_finished_run_is_read_where_nobody_can_write(words, monkeypatch):
     # Scoring again writes, so it must be alone
     with pytest.raises(OSError, match="read-only"):
         main(["evaluate", str(run.folder)])
+
+
+def test_how_many_images_are_scored_at_once_can_be_said_when_a_model_is_loaded(tmp_path):
+    bench = Bench("padim", tmp_path)
+    folder = bench.fitted.save(tmp_path / "saved")
+    said = create_trainer("padim", ["trainer.eval_batch_size=1", "trainer.progress=false"])
+    assert said.load(folder).config.trainer.eval_batch_size == 1
+    assert create_trainer("padim").load(folder).config.trainer.eval_batch_size == 4
+    assert np.allclose(said.predict(bench.images.test).score, bench.predictions.score)

@@ -2,7 +2,7 @@
 
 The notebooks show the same on the generated set. The backbone is the embedded one; where a recipe
 cannot have it, its network has seeded random weights, and the figures say nothing about the method.
-DRAEM, UniNet and DSR are not among them: their notebooks say how far they come on two cores.
+UniNet and DSR are not among them: their notebooks say how far they come on two cores.
 """
 
 import numpy as np
@@ -30,6 +30,7 @@ RECIPES = {
         "model.warmup_steps=10",
         4,
     ),
+    "draem": ("transform.image_size=64 trainer.batch_size=4 trainer.max_steps=120", 4),
     "fastflow": (
         "transform.image_size=96 trainer.batch_size=8 trainer.max_epochs=10 model.flow_steps=4 "
         "model.pre_trained=false",

@@ -95,25 +95,28 @@ def times(request):
     return lambda name: SOAK[name] if request.param else SAMPLE
 
 
+def kill_until_done(command: list[object], root: Path, times: int, runs: int) -> None:
+    """Run a command undisturbed, and kill it again and again: each time its `runs` are done it
+    must have the same numbers, and starts anew elsewhere.
+    """
+    plain = [*command, f"paths.outputs={root / 'plain'}"]
+    finish(plain, root)
+    seconds = finish([*command, f"paths.outputs={root / 'timed'}"], root)
+    killed = turn = 0
+    while killed < times:
+        outputs = root / f"killed-{turn}"
+        again = [*command, f"paths.outputs={outputs}"]
+        killed += kill_often(again, root, 1, seconds, partial(look_at_runs, outputs))
+        if killed >= times or len(numbers(outputs)) == runs:
+            finish(again, root)
+            assert numbers(outputs) == numbers(root / "plain")
+            turn += 1
+
+
 def test_fit(times, tmp_path):
     words = [*WORDS, "model=stfpm", "trainer.max_epochs=3", "trainer.cache_gb=0"]
     words += [f"dataset.root={tmp_path / 'demo'}"]
-    plain = [AD, "train", *words, f"paths.outputs={tmp_path / 'plain'}"]
-    finish(plain, tmp_path)
-    seconds = finish([*plain, "overwrite=true"], tmp_path)
-    outputs = tmp_path / "killed"
-    command = [AD, "train", *words, f"paths.outputs={outputs}"]
-    wanted = times("fit")
-    killed = 0
-    while killed < wanted:
-        killed += kill_often(command, tmp_path, 1, seconds, partial(look_at_runs, outputs))
-        if list(outputs.rglob("metrics.json")):
-            finish(command, tmp_path)
-            assert numbers(outputs) == numbers(tmp_path / "plain")
-            command = [*command[:-1], f"paths.outputs={outputs / str(killed)}"]
-            outputs = outputs / str(killed)
-    finish(command, tmp_path)
-    assert numbers(outputs) == numbers(tmp_path / "plain")
+    kill_until_done([AD, "train", *words], tmp_path, times("fit"), runs=1)
 
 
 def test_evaluate(times, tmp_path):
@@ -145,21 +148,8 @@ def test_cache(times, tmp_path):
 
 def test_sweep(times, tmp_path):
     words = [*WORDS, f"dataset.root={tmp_path / 'demo'}", "padim.n_features=8", "workers=2"]
-    sweep = [AD, "benchmark", "models=padim,stfpm", "seeds=0,1"]
-    words += ["trainer.max_epochs=1"]
-    seconds = finish([*sweep, *words, f"paths.outputs={tmp_path / 'plain'}"], tmp_path)
-    outputs = tmp_path / "killed"
-    command = [*sweep, *words, f"paths.outputs={outputs}"]
-    wanted, killed, turn = times("sweep"), 0, 0
-    while killed < wanted:
-        killed += kill_often(command, tmp_path, 1, seconds, partial(look_at_runs, outputs))
-        if len(numbers(outputs)) == 4:
-            assert numbers(outputs) == numbers(tmp_path / "plain")
-            turn += 1
-            outputs = tmp_path / f"killed-{turn}"
-            command = [*sweep, *words, f"paths.outputs={outputs}"]
-    finish(command, tmp_path)
-    assert numbers(outputs) == numbers(tmp_path / "plain")
+    words += ["models=padim,stfpm", "seeds=0,1", "trainer.max_epochs=1"]
+    kill_until_done([AD, "benchmark", *words], tmp_path, times("sweep"), runs=4)
 
 
 def test_export(times, tmp_path):
