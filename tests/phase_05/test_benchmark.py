@@ -17,6 +17,9 @@ from anomaly_detection.cli import main
 from anomaly_detection.evaluator import alone_in
 from tests.bench.measure import descendants
 
+# One worker makes what its tests share
+pytestmark = pytest.mark.xdist_group("benchmark")
+
 AD = Path(sys.executable).with_name("ad")
 # What a machine's pace decides
 PACE = ("seconds", "peak_memory_mb", "peak_device_memory_mb")

@@ -26,6 +26,9 @@ from anomaly_detection.run_statistics import (
 )
 from tests.browser import find_chromium, keep_screenshot, open_page
 
+# One worker makes what its tests share
+pytestmark = pytest.mark.xdist_group("statistics_and_report")
+
 OWN = {
     "padim": ["model.layers=blocks.2", "model.n_features=20"],
     "patchcore": ["model.layers=blocks.2,blocks.4", "model.coreset_sampling_ratio=0.05"],

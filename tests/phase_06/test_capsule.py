@@ -26,6 +26,9 @@ from anomaly_detection.evaluator import run_experiment
 from anomaly_detection.models import create_trainer, resolve
 from anomaly_detection.predictions import Predictions
 
+# One worker makes what its tests share
+pytestmark = pytest.mark.xdist_group("capsule")
+
 ROOT = Path(__file__).resolve().parents[2]
 AD = Path(sys.executable).with_name("ad")
 QUIET = ["trainer.progress=false", "trainer.device=cpu"]

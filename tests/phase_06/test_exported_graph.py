@@ -15,6 +15,9 @@ from anomaly_detection.evaluator import run_experiment
 from anomaly_detection.exported_graph import FORMATS, GraphError, try_export, write_graph
 from anomaly_detection.models import create_trainer, list_models, resolve
 
+# One worker makes what its tests share
+pytestmark = pytest.mark.xdist_group("exported_graph")
+
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ["trainer.progress=false", "trainer.device=cpu"]
 # A student and its teacher, Gaussians behind a blur, a density without maps

@@ -99,9 +99,7 @@ def kill_until_done(command: list[object], root: Path, times: int, runs: int) ->
     """Run a command undisturbed, and kill it again and again: each time its `runs` are done it
     must have the same numbers, and starts anew elsewhere.
     """
-    plain = [*command, f"paths.outputs={root / 'plain'}"]
-    finish(plain, root)
-    seconds = finish([*command, f"paths.outputs={root / 'timed'}"], root)
+    seconds = finish([*command, f"paths.outputs={root / 'plain'}"], root)
     killed = turn = 0
     while killed < times:
         outputs = root / f"killed-{turn}"
@@ -146,10 +144,11 @@ def test_cache(times, tmp_path):
     assert numbers(outputs) == numbers(tmp_path / "plain")
 
 
-def test_sweep(times, tmp_path):
+@pytest.mark.slow  # test_benchmark.py kills a small one in every run
+def test_sweep(tmp_path):
     words = [*WORDS, f"dataset.root={tmp_path / 'demo'}", "padim.n_features=8", "workers=2"]
     words += ["models=padim,stfpm", "seeds=0,1", "trainer.max_epochs=1"]
-    kill_until_done([AD, "benchmark", *words], tmp_path, times("sweep"), runs=4)
+    kill_until_done([AD, "benchmark", *words], tmp_path, SOAK["sweep"], runs=4)
 
 
 def test_export(times, tmp_path):
