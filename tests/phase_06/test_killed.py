@@ -99,7 +99,9 @@ def kill_until_done(command: list[object], root: Path, times: int, runs: int) ->
     """Run a command undisturbed, and kill it again and again: each time its `runs` are done it
     must have the same numbers, and starts anew elsewhere.
     """
-    seconds = finish([*command, f"paths.outputs={root / 'plain'}"], root)
+    finish([*command, f"paths.outputs={root / 'plain'}"], root)
+    # Again, since the first run made the images: a kill must come before the end
+    seconds = finish([*command, f"paths.outputs={root / 'timed'}"], root)
     killed = turn = 0
     while killed < times:
         outputs = root / f"killed-{turn}"
