@@ -6,14 +6,13 @@
 __all__ = ['MANIFEST_NAME', 'EMBEDDED_WORDS', 'SUFFIXES', 'KINDS', 'TORCHVISION_ARCHITECTURES', 'LARGEST_RATIO', 'ALWAYS_ALLOWED',
            'ManifestError', 'MissingWeightError', 'BrokenWeightError', 'FetchError', 'ManifestEntry', 'is_inside',
            'entry_problem', 'Manifest', 'find_manifest', 'load_manifest', 'save_manifest', 'hash_of_version',
-           'file_sha256', 'safetensors_problem', 'has_zip_end', 'frame_problem', 'check_file', 'EmbeddedWeight',
+           'file_sha256', 'safetensors_problem', 'is_zip', 'frame_problem', 'check_file', 'EmbeddedWeight',
            'find_embedded', 'weight_files', 'find_named', 'find_by_hash', 'unlisted_entry', 'find_in_folder',
            'nearby_tags', 'missing_weight', 'as_folders', 'find_weight', 'load_tensors', 'FileStatus', 'StatusTable',
            'folder_of', 'entry_status', 'status', 'verified', 'verify', 'locked_entry', 'lock', 'download',
            'check_members', 'unpack', 'download_entry', 'fetch_archive', 'fetch']
 
 # %% ../nbs/00a_backbones.ipynb #ffd1f6e9
-import hashlib
 import html
 import json
 import os
@@ -31,7 +30,14 @@ from importlib import metadata, resources
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .config import UserError, atomic_path, default_path, did_you_mean, text_table
+from anomaly_detection.config import (
+    UserError,
+    atomic_path,
+    default_path,
+    did_you_mean,
+    sha256_of,
+    text_table,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,8 +232,7 @@ def save_manifest(manifest: Manifest, path: str | Path) -> Path:
 @lru_cache(maxsize=512)
 def hash_of_version(path: str, size: int, changed: int) -> str:
     """Return the sha256 of a file; it is remembered for this size and time of change."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -254,12 +259,10 @@ def safetensors_problem(path: Path) -> str | None:
     return None if size == expected else f"it is truncated: {size} bytes instead of {expected}"
 
 
-def has_zip_end(path: Path) -> bool:
-    """True for a zip archive with its directory, and for a file that does not claim to be one."""
-    with open(path, "rb") as stream:
-        claims = stream.read(2) == b"PK" or path.suffix == ".zip"
+def is_zip(path: Path) -> bool:
+    """Is a file a zip archive of one piece with its directory?"""
     try:
-        return not claims or zipfile.is_zipfile(path)
+        return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
         return False
 
@@ -270,12 +273,11 @@ def frame_problem(path: Path) -> str | None:
         return safetensors_problem(path)
     if path.suffix in (".gz", ".tgz", ".xz", ".tar"):
         return None if tarfile.is_tarfile(path) else "it is truncated or no tar archive"
-    if not has_zip_end(path):
-        return "it is truncated or no zip archive"
     with open(path, "rb") as stream:
         start = stream.read(2)
-    known = start == b"PK" or start[:1] == b"\x80" or path.suffix == ".zip"
-    return None if known else "it is no file written by torch.save"
+    if start == b"PK" or path.suffix == ".zip":
+        return None if is_zip(path) else "it is truncated or no zip archive"
+    return None if start[:1] == b"\x80" else "it is no file written by torch.save"
 
 # %% ../nbs/00a_backbones.ipynb #a1ff9d3e
 def check_file(path: str | Path, entry: ManifestEntry | None = None) -> str:
@@ -688,11 +690,11 @@ def unpack(archive: str | Path, folder: str | Path) -> list[Path]:
                     opened.extractall(scratch)
             else:
                 with tarfile.open(archive) as opened:
-                    odd = [i.name for i in opened if not (i.isfile() or i.isdir())]
+                    members = opened.getmembers()
+                    odd = [m.name for m in members if not (m.isfile() or m.isdir())]
                     if odd:
                         raise FetchError(f"{archive} is refused: {odd[0]!r} is a link or a device")
-                    listed = [(item.name, item.size) for item in opened]
-                    check_members(archive, listed, folder)
+                    check_members(archive, [(m.name, m.size) for m in members], folder)
                     opened.extractall(scratch, filter="data")
         except FetchError:
             raise

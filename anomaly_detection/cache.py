@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .config import sha256_of
+
 # %% ../nbs/00d_cache.ipynb #69b447c0
 def digest_of(*parts: str) -> str:
     """Return a hash (40 hexadecimal digits) of texts, in order."""
@@ -32,8 +34,7 @@ def digest_of(*parts: str) -> str:
 @lru_cache(maxsize=100_000)
 def _content_digest(path: str, size: int, changed: int) -> str:
     """Hash the file; `size` and `changed` say whether it is still the one that was hashed."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:40]
+    return sha256_of(path)[:40]
 
 
 def content_digest(path: str | Path) -> str:

@@ -39,7 +39,7 @@ from safetensors.numpy import load_file, save_file
 
 from .backbones import load_manifest
 from .checkpoint import checkpoint_info
-from .config import UserError, atomic_path, text_table
+from .config import UserError, atomic_path, sha256_of, text_table
 from .dataloader import load_image
 from .datasets import DatasetError, ImageRecord, unlabelled_records
 from .evaluator import Run, open_run
@@ -617,9 +617,7 @@ def member_entry(source: bytes | Path) -> dict[str, Any]:
     """Return size and sha256 of a member."""
     if isinstance(source, bytes):
         return {"bytes": len(source), "sha256": hashlib.sha256(source).hexdigest()}
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": source.stat().st_size, "sha256": digest}
+    return {"bytes": source.stat().st_size, "sha256": sha256_of(source)}
 
 
 def json_bytes(values: Any) -> bytes:

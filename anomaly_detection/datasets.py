@@ -12,12 +12,11 @@ __all__ = ['IMAGE_SUFFIXES', 'CLUTTER', 'MASK_ENDINGS', 'BENCHMARK_CATEGORIES', 
            'read_visa_table', 'visa_record', 'read_visa_published', 'find_visa', 'read_visa', 'named_folders',
            'normal_sources', 'is_plain_category', 'FolderRoles', 'guess_roles', 'explicit_roles', 'find_folder_masks',
            'folder_records', 'set_aside', 'read_folder', 'read_demo', 'read_demo_3d', 'reader_of', 'open_dataset',
-           'list_categories', 'DatasetReport', 'find_duplicates', 'file_hash', 'inspect_image', 'inspect_mask',
-           'inspect_dataset', 'images_below', 'find_auxiliary_images', 'unlabelled_records', 'xyz_beside']
+           'list_categories', 'DatasetReport', 'find_duplicates', 'inspect_image', 'inspect_mask', 'inspect_dataset',
+           'images_below', 'find_auxiliary_images', 'unlabelled_records', 'xyz_beside']
 
 # %% ../nbs/01_datasets.ipynb #2fcb946f
 import csv
-import hashlib
 import html
 import inspect
 import os
@@ -28,10 +27,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image
 
-from .config import UserError, did_you_mean
+from .config import UserError, did_you_mean, sha256_of
 
 # %% ../nbs/01_datasets.ipynb #0ba5f7fc
 class DatasetError(UserError, ValueError):
@@ -328,6 +326,9 @@ def load_xyz(path: str, size: tuple[int, int]) -> np.ndarray:
     `size` is (height, width) of the image that they belong to. Raises `DatasetError`, with the
     path, for a file that is missing, unreadable, or does not hold such points.
     """
+    # Few sets have points, and every command imports this module
+    import tifffile
+
     try:
         points = tifffile.imread(path)
     except FileNotFoundError as error:
@@ -921,19 +922,13 @@ def find_duplicates(
     by_hash: dict[str, list[str]] = defaultdict(list)
     for record in train:
         if size_of[record.image_path] in shared:
-            by_hash[file_hash(record.image_path)].append(record.image_path)
+            by_hash[sha256_of(record.image_path)].append(record.image_path)
     return [
         (twin, record.image_path)
         for record in test
         if size_of[record.image_path] in shared
-        for twin in by_hash.get(file_hash(record.image_path), [])
+        for twin in by_hash.get(sha256_of(record.image_path), [])
     ]
-
-
-def file_hash(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/01_datasets.ipynb #e77ffe3b
 def inspect_image(path: str, decode: bool) -> tuple[tuple[int, int], str, str]:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from .config import UserError
 
@@ -41,8 +41,6 @@ class World:
 
 def world() -> World:
     """Return the place of this process among those of `session`; alone outside one."""
-    from torch import distributed
-
     if not (distributed.is_available() and distributed.is_initialized()):
         return World()
     return World(distributed.get_rank(), distributed.get_world_size())
@@ -67,8 +65,6 @@ def session(device: str = "auto") -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world().shared:
         yield world()
         return
-    from torch import distributed
-
     cuda = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -115,8 +111,6 @@ def gather(value: Any) -> list[Any]:
     place = world()
     if not place.shared:
         return [value]
-    from torch import distributed
-
     values: list[Any] = [None] * place.size
     distributed.all_gather_object(values, value)
     return values
@@ -126,8 +120,6 @@ def from_first(value: Any) -> Any:
     """Return the `value` of rank 0."""
     if not world().shared:
         return value
-    from torch import distributed
-
     holder = [value]
     distributed.broadcast_object_list(holder, src=0)
     return holder[0]
@@ -143,8 +135,6 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     place = world()
     if not place.shared or not parameters:
         return
-    from torch import distributed
-
     device = parameters[0].device
     known = torch.tensor([float(weight.grad is not None) for weight in parameters], device=device)
     distributed.all_reduce(known)
@@ -167,8 +157,6 @@ def same_everywhere(model: nn.Module) -> None:
     """Give every process rank 0's parameters and buffers."""
     if not world().shared:
         return
-    from torch import distributed
-
     for tensor in [*model.parameters(), *model.buffers()]:
         whole = tensor.detach().contiguous()
         distributed.broadcast(whole, src=0)
@@ -183,14 +171,14 @@ class SumOverProcesses(torch.autograd.Function):
     def forward(context: Any, value: Tensor) -> Tensor:
         """Add up."""
         total = value.clone()
-        torch.distributed.all_reduce(total)
+        distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         """Add up what all losses ask for."""
         total = gradient.contiguous().clone()
-        torch.distributed.all_reduce(total)
+        distributed.all_reduce(total)
         return total
 
 

@@ -215,7 +215,9 @@ def needed_weights(name: str, settings: Any, manifest: Any) -> list[Any]:
     return said or (embedded or served or named or sized or weights)[:1]
 
 
-def weight_finding(name: str, entry: Any, paths: Any, words: str, bad: str = "gap") -> Finding:
+def weight_finding(
+    name: str, entry: Any, manifest: Any, paths: Any, words: str, bad: str = "gap"
+) -> Finding:
     """Look for the file of one entry, as a run would, and read it."""
     from anomaly_detection.backbones import (
         BrokenWeightError,
@@ -223,10 +225,8 @@ def weight_finding(name: str, entry: Any, paths: Any, words: str, bad: str = "ga
         file_sha256,
         find_named,
         find_weight,
-        load_manifest,
     )
 
-    manifest = load_manifest()
     source = manifest.get(entry.archive) if entry.archive else entry
     mend = say("put weight", file=entry.file, folder=paths.backbones)
     if source.urls:
@@ -257,7 +257,7 @@ def weight_findings(paths: Any, words: str) -> Iterator[Finding]:
 
     manifest = load_manifest()
     embedded = next(entry for entry in manifest.entries if entry.package)
-    yield weight_finding(embedded.name, embedded, paths, words, bad="stop")
+    yield weight_finding(embedded.name, embedded, manifest, paths, words, bad="stop")
     for name in sorted(list_models()):
         try:
             config = resolve([f"model={name}"]).config
@@ -268,7 +268,7 @@ def weight_findings(paths: Any, words: str) -> Iterator[Finding]:
         if not needed:
             yield Finding("weights", name, "ok", say("none needed"))
         for entry in needed:
-            yield weight_finding(name, entry, paths, words)
+            yield weight_finding(name, entry, manifest, paths, words)
 
 # %% ../nbs/46_doctor.ipynb #bc115e66
 MVTEC_COUNTS = """

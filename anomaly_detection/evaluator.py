@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['chosen_rows', 'split_held_out', 'configured_root', 'configured_categories', 'open_configured', 'Split', 'chosen',
            'split_category', 'split_configured', 'RunError', 'RunInUseError', 'run_folder', 'Run', 'open_run', 'stage',
-           'run_experiment', 'alone_in', 'discard', 'fit_or_load', 'score_run', 'device_memory_mb', 'evaluate_again']
+           'run_experiment', 'alone_in', 'discard', 'fit_or_load', 'score_run', 'run_facts', 'device_memory_mb',
+           'evaluate_again']
 
 # %% ../nbs/01i_evaluator.ipynb #6ceab8b5
 import json
@@ -367,7 +368,22 @@ def score_run(
     with stage(seconds, "save"):
         stored = predictions if config.evaluation.save_maps else replace(predictions, map=None)
         stored.save(folder / "predictions")
-    metrics |= {
+    metrics |= run_facts(trainer, data, split, folder) | {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "versions": predictions.info["versions"],
+        "weights": predictions.info["weights"],
+        "notes": predictions.info["notes"],
+    }
+    with atomic_path(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
+    wait_for_all()
+    return Run(folder)
+
+
+def run_facts(trainer: Any, data: AnomalyDataset, split: Split, folder: Path) -> dict[str, Any]:
+    """Return what metrics.json says of a run beside its metrics: data, seed, sizes, memory."""
+    config = trainer.config
+    return {
         "model": trainer.name,
         "dataset": data.name,
         "category": data.category,
@@ -379,19 +395,11 @@ def score_run(
         "n_contaminated": len(split.contaminated),
         "n_train": len(split.train),
         "n_test": len(split.test),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_mb": peak_memory_mb(),
         "peak_device_memory_mb": device_memory_mb(trainer.device),
         "device": str(trainer.device),
         "processes": world().size,
-        "versions": predictions.info["versions"],
-        "weights": predictions.info["weights"],
-        "notes": predictions.info["notes"],
     }
-    with atomic_path(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
-    wait_for_all()
-    return Run(folder)
 
 
 def device_memory_mb(device: torch.device) -> float | None:

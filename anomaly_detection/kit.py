@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'STATE', 'FILLED', 'WHEELS_A_CALL', 'CPU_INDEX', 'ALSO', 'LICENCE_FILE', 'KitError', 'KitFile', 'Target',
-           'own_platform', 'kit_requirements', 'Wheel', 'run_pip', 'last_lines', 'build_pure_wheel', 'pip_report',
-           'unmet', 'resolve_wheels', 'sha256_of', 'link_or_copy', 'KitFolder', 'fetch_wheels', 'own_wheel',
+           'own_platform', 'kit_requirements', 'Wheel', 'run_pip', 'last_lines', 'built_wheel', 'build_pure_wheel',
+           'pip_report', 'unmet', 'resolve_wheels', 'link_or_copy', 'KitFolder', 'fetch_wheels', 'own_wheel',
            'wheel_licence', 'write_text_file', 'add_wheels', 'Choice', 'choose', 'set_folder', 'licence_text',
            'check_licences', 'add_weight', 'add_set', 'kit_text', 'add_programs', 'unpacked_bytes', 'make_kit',
            'listed', 'bundle', 'add_bundle_options']
 
 # %% ../nbs/47_kit.ipynb #b6cce01c
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -34,8 +33,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from .backbones import entry_status, fetch, find_weight, load_manifest
-from .config import UserError, atomic_path, load_config
-from .datasets import AUXILIARY_SETS
+from .config import UserError, atomic_path, load_config, sha256_of
 from .doctor import MIN_PYTHON, needed_weights, required_packages
 from .models import recipe_class, resolve
 from .torch_models import ANOMALIB, EXTRA_OF, MODEL_NAMES, requirements
@@ -194,25 +192,35 @@ def last_lines(result: subprocess.CompletedProcess, count: int = 3) -> str:
     return " | ".join((lines or result.stderr.strip().splitlines())[-count:])
 
 
+def built_wheel(source: str, scratch: str, problem: str) -> Path:
+    """Build the wheel of a requirement or folder alone, into `scratch`.
+
+    Raises:
+        KitError: `problem`, and what pip said.
+    """
+    isolated = ["--no-build-isolation"] if find_spec("setuptools") and find_spec("wheel") else []
+    result = run_pip(["wheel", "--no-deps", *isolated, f"--wheel-dir={scratch}", source])
+    built = list(Path(scratch).glob("*.whl"))
+    if result.returncode or not built:
+        raise KitError(f"{problem}: {last_lines(result)}")
+    return built[0]
+
+
 def build_pure_wheel(requirement: str, folder: Path) -> None:
     """Build a wheel of a package that is published as source alone; it must be pure Python."""
     folder.mkdir(parents=True, exist_ok=True)
-    isolated = ["--no-build-isolation"] if find_spec("setuptools") and find_spec("wheel") else []
     with tempfile.TemporaryDirectory() as scratch:
-        result = run_pip(["wheel", "--no-deps", *isolated, "--wheel-dir", scratch, requirement])
-        built = list(Path(scratch).glob("*.whl"))
-        if result.returncode or not built:
-            raise KitError(
-                f"pip finds no wheel of {requirement} for the chosen machine, and none can be "
-                f"built: {last_lines(result)}"
-            )
-        if not built[0].name.endswith("-none-any.whl"):
+        problem = (
+            f"pip finds no wheel of {requirement} for the chosen machine, and none can be built"
+        )
+        built = built_wheel(requirement, scratch, problem)
+        if not built.name.endswith("-none-any.whl"):
             raise KitError(
                 f"{requirement} is published without a wheel for the chosen machine, and what is "
-                f"built here ({built[0].name}) fits this machine alone; bundle on such a machine, "
+                f"built here ({built.name}) fits this machine alone; bundle on such a machine, "
                 "or put a wheel where pip looks (PIP_FIND_LINKS=FOLDER)"
             )
-        shutil.copyfile(built[0], folder / built[0].name)
+        shutil.copyfile(built, folder / built.name)
 
 
 def pip_report(
@@ -284,12 +292,6 @@ def resolve_wheels(lines: Sequence[str], target: Target, built: Path) -> list[Wh
     return sorted(wheels, key=lambda wheel: wheel.file.lower())
 
 # %% ../nbs/47_kit.ipynb #ceb2ddad
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, read now."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def link_or_copy(source: Path, place: Path) -> None:
     """Put a file at `place` without a second copy where the disk is the same."""
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -420,15 +422,9 @@ def own_wheel(kit: KitFolder, given: str | None) -> str:
         shutil.copytree(root / "anomaly_detection", source / "anomaly_detection", ignore=ignore)
         for name in ("setup.py", "settings.ini", "README.md", "LICENSE", "backbones_manifest.json"):
             shutil.copyfile(root / name, source / name)
-        isolated = (
-            ["--no-build-isolation"] if find_spec("setuptools") and find_spec("wheel") else []
-        )
-        result = run_pip(["wheel", "--no-deps", *isolated, f"--wheel-dir={scratch}", str(source)])
-        built = list(Path(scratch).glob("*.whl"))
-        if result.returncode or not built:
-            raise KitError(f"this package's own wheel cannot be built: {last_lines(result)}")
-        link_or_copy(built[0], kit.root / "wheels" / built[0].name)
-    return f"wheels/{built[0].name}"
+        built = built_wheel(str(source), scratch, "this package's own wheel cannot be built")
+        link_or_copy(built, kit.root / "wheels" / built.name)
+    return f"wheels/{built.name}"
 
 # %% ../nbs/47_kit.ipynb #648657fa
 LICENCE_FILE = re.compile(
@@ -523,12 +519,10 @@ def choose(
         for entry in needed_weights(name, resolve(mine).config.model, manifest):
             weights[entry.name] = entry
         for entry in manifest.entries:
+            if entry.kind != "dataset" or name not in entry.models:
+                continue
             here = entry_status(entry, Path(paths.datasets)).state != "missing"
-            if (
-                entry.kind == "dataset"
-                and name in entry.models
-                and (here or set_folder(entry.name, paths))
-            ):
+            if here or set_folder(entry.name, paths):
                 sets[entry.name] = entry
     for name in without:
         weights.pop(name, None)
@@ -539,6 +533,9 @@ def choose(
 
 def set_folder(name: str, paths: Any) -> Path | None:
     """Return the folder of an auxiliary set that is unpacked here, or None."""
+    # NumPy comes with it, and `ad --help` imports this module
+    from anomaly_detection.datasets import AUXILIARY_SETS
+
     places = [Path(paths.datasets) / folder for folder in AUXILIARY_SETS.get(name, (name,))]
     return next((place for place in places if place.is_dir()), None)
 

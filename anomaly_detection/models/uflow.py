@@ -70,7 +70,7 @@ class UflowTrainer(GradientTrainer):
     cost: ClassVar[str] = "days on 2 cores; a GPU"
     Config: ClassVar[type] = UflowConfig
     combined_backbones: ClassVar[dict[str, tuple[str, ...]]] = {
-        "mcait": ("cait_m48_448", "cait_s24_224")
+        TRANSFORMERS: ("cait_m48_448", "cait_s24_224")
     }
     transform: ClassVar[Transform] = Transform(image_size=(TRANSFORMERS_SIZE, TRANSFORMERS_SIZE))
     defaults: ClassVar[dict[str, Any]] = {

@@ -13,8 +13,10 @@ import pickle
 import random
 import shutil
 import tarfile
+import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -226,8 +228,6 @@ def manifests(random_: random.Random, folder: Path) -> Case:
 @cache
 def demo_category() -> Path:
     """A small category of the generated set, made once in this process."""
-    import tempfile
-
     root = Path(tempfile.mkdtemp(prefix="bad-input-"))
     counts = {"train_count": 4, "good_count": 2, "defect_count": 1}
     make_demo_category(root, "cap", **counts)
@@ -294,8 +294,6 @@ def large_picture(random_: random.Random) -> bytes:
     Image.new("L", (8, 8)).save(buffer, "PNG")
     data = bytearray(buffer.getvalue())
     data[16:24] = (200_000).to_bytes(4, "big") * 2
-    import zlib
-
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 
