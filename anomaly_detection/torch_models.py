@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ANOMALIB', 'INSTALL_ANOMALIB', 'PLACEHOLDERS', 'REQUIREMENTS', 'MODEL_NAMES', 'ALIASES', 'PIP_NAMES', 'EXTRA_OF',
-           'MissingPackageError', 'UnknownModelError', 'is_placeholder', 'reexported_names', 'PlaceholderLoader',
-           'AnomalibFinder', 'AnomalibHint', 'install_gateway', 'ModelRequirement', 'requirements', 'missing_package',
-           'is_installed', 'missing_packages', 'torch_model_class', 'ModelTable', 'model_table', 'WheelReport',
-           'verify_wheel', 'wheel_hash']
+           'SAMPLING', 'MissingPackageError', 'UnknownModelError', 'is_placeholder', 'reexported_names',
+           'PlaceholderLoader', 'AnomalibFinder', 'AnomalibHint', 'install_gateway', 'ModelRequirement', 'requirements',
+           'missing_package', 'is_installed', 'missing_packages', 'torch_model_class', 'ModelTable', 'model_table',
+           'WheelReport', 'verify_wheel', 'wheel_hash']
 
 # %% ../nbs/00b_torch_models.ipynb #1dc71824
 import ast
@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from .config import UserError, did_you_mean, text_table
-from .lazy_compiler import compiler_on_demand
+from .lazy_compiler import compiler_on_demand, function_on_demand
 
 # %% ../nbs/00b_torch_models.ipynb #222bb9b1
 ANOMALIB = "anomalib==2.7.0"
@@ -212,6 +212,8 @@ PIP_NAMES = {
     "open_clip": "'open_clip_torch<2.26.1'",
 }
 EXTRA_OF = {"open_clip": "winclip", "ftfy": "winclip", "regex": "winclip"}
+# What draws a coreset's projection; importing it takes as long as importing PyTorch
+SAMPLING = ("sklearn.utils.random", "sample_without_replacement")
 
 # %% ../nbs/00b_torch_models.ipynb #15071db6
 def requirements(name: str) -> ModelRequirement:
@@ -261,7 +263,7 @@ def torch_model_class(name: str) -> type:
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
     try:
-        with compiler_on_demand():
+        with compiler_on_demand(), function_on_demand(*SAMPLING):
             module = importlib.import_module(requirement.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
