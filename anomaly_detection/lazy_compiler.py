@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMPILER', 'UTILITIES', 'StandIn', 'remove_stand_ins', 'compiler_is_loaded', 'compiled_never', 'is_compile_supported',
-           'no_graph_break', 'compiler_on_demand', 'function_on_demand']
+           'no_graph_break', 'compiler_on_demand', 'function_on_demand', 'no_garbage_collection']
 
 # %% ../nbs/00aa_lazy_compiler.ipynb #6c5e8487
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,3 +114,18 @@ def function_on_demand(module: str, name: str) -> Iterator[None]:
         yield
     finally:
         remove_stand_ins()
+
+# %% ../nbs/00aa_lazy_compiler.ipynb #7628d3be
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Let Python's collector of unreachable cycles rest while this lasts, for imports."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        # Together they make all objects old ones, at which the collector does not look next
+        gc.freeze()
+        gc.unfreeze()
+        if was_on:
+            gc.enable()

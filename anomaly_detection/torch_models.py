@@ -27,7 +27,11 @@ from types import ModuleType
 from typing import Any
 
 from .config import UserError, did_you_mean, text_table
-from .lazy_compiler import compiler_on_demand, function_on_demand
+from anomaly_detection.lazy_compiler import (
+    compiler_on_demand,
+    function_on_demand,
+    no_garbage_collection,
+)
 
 # %% ../nbs/00b_torch_models.ipynb #222bb9b1
 ANOMALIB = "anomalib==2.7.0"
@@ -263,7 +267,7 @@ def torch_model_class(name: str) -> type:
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
     try:
-        with compiler_on_demand(), function_on_demand(*SAMPLING):
+        with no_garbage_collection(), compiler_on_demand(), function_on_demand(*SAMPLING):
             module = importlib.import_module(requirement.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
