@@ -229,7 +229,7 @@ def predict(options: argparse.Namespace) -> int:
         hidden = not (shown and world().writes)
         bar = {"desc": "predict", "unit": "image", "disable": hidden}
         records = tqdm(unlabelled_records(images), **bar)
-        pieces = predict_pieces(judge.trainer, readable(records, problems))
+        pieces = predict_pieces(judge.trainer, readable(judge.trainer, records, problems))
         out = Path(options.out or judge.folder / images.resolve().name)
         first, count = next(pieces, None), 0
         if first is not None and world().writes:

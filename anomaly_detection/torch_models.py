@@ -16,6 +16,7 @@ import hashlib
 import html
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -267,7 +268,14 @@ def torch_model_class(name: str) -> type:
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
     try:
-        with no_garbage_collection(), compiler_on_demand(), function_on_demand(*SAMPLING):
+        with (
+            no_garbage_collection(),
+            compiler_on_demand(),
+            function_on_demand(*SAMPLING),
+            warnings.catch_warnings(),
+        ):
+            # CFM's file takes timm's layers from where they used to be
+            warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
             module = importlib.import_module(requirement.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
