@@ -22,6 +22,7 @@ from typing import Any
 from .config import UserError, load_config, text_table
 from .doctor import doctor, needed_weights
 from .kit import add_bundle_options, bundle
+from .lazy_compiler import no_garbage_collection
 
 # %% ../nbs/60_cli.ipynb #dc1a56a3
 def print_metrics(metrics: dict[str, Any], before: dict[str, Any] | None = None) -> None:
@@ -138,8 +139,9 @@ DEMO_WORDS = (
 
 def run_words(words: Sequence[str]) -> Any:
     """Run the experiment of some words; returns its run."""
-    from anomaly_detection.evaluator import run_experiment
-    from anomaly_detection.models import resolve
+    with no_garbage_collection():
+        from anomaly_detection.evaluator import run_experiment
+        from anomaly_detection.models import resolve
 
     return run_experiment(resolve(words).trainer())
 
@@ -197,9 +199,10 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score a run folder again."""
-    from anomaly_detection.checkpoint import checkpoint_info
-    from anomaly_detection.evaluator import evaluate_again
-    from anomaly_detection.models import create_trainer
+    with no_garbage_collection():
+        from anomaly_detection.checkpoint import checkpoint_info
+        from anomaly_detection.evaluator import evaluate_again
+        from anomaly_detection.models import create_trainer
 
     name = checkpoint_info(Path(options.run_folder) / "checkpoint")["model"]
     before, run = evaluate_again(create_trainer(name, options.words), options.run_folder)
@@ -213,9 +216,10 @@ def predict(options: argparse.Namespace) -> int:
 
     from tqdm.auto import tqdm
 
-    from anomaly_detection.capsule import open_judge, predict_pieces, readable
-    from anomaly_detection.datasets import unlabelled_records
-    from anomaly_detection.distributed import world
+    with no_garbage_collection():
+        from anomaly_detection.capsule import open_judge, predict_pieces, readable
+        from anomaly_detection.datasets import unlabelled_records
+        from anomaly_detection.distributed import world
 
     images, problems = Path(options.image_folder), []
     with open_judge(options.run_folder, options.words) as judge:
@@ -225,7 +229,7 @@ def predict(options: argparse.Namespace) -> int:
         hidden = not (shown and world().writes)
         bar = {"desc": "predict", "unit": "image", "disable": hidden}
         records = tqdm(unlabelled_records(images), **bar)
-        pieces = predict_pieces(judge.trainer, readable(records, problems))
+        pieces = predict_pieces(judge.trainer, readable(judge.trainer, records, problems))
         out = Path(options.out or judge.folder / images.resolve().name)
         first, count = next(pieces, None), 0
         if first is not None and world().writes:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CHUNK_ROWS', 'CHUNK_ROWS_OTHERWISE', 'BLOCK_PICKS', 'CANDIDATES', 'ACTIVE_PART', 'PAIRS', 'chunks', 'CoresetError',
            'check_features', 'check_index', 'full_precision', 'chunk_workers', 'NearestCentre', 'pick_block',
-           'greedy_coreset', 'random_projection', 'square_transform', 'coreset_indices']
+           'greedy_coreset', 'random_projection', 'square_transform', 'choose', 'generator_states',
+           'restore_generators', 'coreset_indices']
 
 # %% ../nbs/01j_coreset.ipynb #7a71db8a
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -308,6 +309,40 @@ def square_transform(projection: torch.Tensor) -> torch.Tensor | None:
     return factor.float()
 
 # %% ../nbs/01j_coreset.ipynb #4f5c881d
+def choose(features: torch.Tensor, size: int, progress: bool) -> torch.Tensor:
+    """Draw projection and start for `features` (N, D, ...), and choose `size` rows; see
+    `coreset_indices`.
+    """
+    transform = None
+    if features.ndim == 2:
+        projection = random_projection(features).to(features.dtype)
+        if features.dtype == torch.float32:
+            transform = square_transform(projection)
+        if transform is None:
+            features = features @ projection.T
+    features = features.flatten(start_dim=1)
+    start = int(torch.randint(high=len(features), size=(1,), device=features.device))
+    return greedy_coreset(features, size, start, progress, transform)
+
+# %% ../nbs/01j_coreset.ipynb #77f2d0b2
+def generator_states() -> dict[str, torch.Tensor]:
+    """The state of the global generators of torch, on the CPU, and numpy."""
+    _, keys, *numbers = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_numbers": torch.tensor(numbers, dtype=torch.float64),
+    }
+
+
+def restore_generators(states: Mapping[str, torch.Tensor]) -> None:
+    """Put the generators into a state that `generator_states` returned."""
+    torch.set_rng_state(states["torch"])
+    position, has_gauss, cached = states["numpy_numbers"].tolist()
+    keys = states["numpy_keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+
+# %% ../nbs/01j_coreset.ipynb #691d53a9
 def coreset_indices(
     features: torch.Tensor,
     sampling_ratio: float,
@@ -321,8 +356,8 @@ def coreset_indices(
     sampling_ratio).select_coreset_idxs()` in Anomalib 2.7.0, and the generators end in the same
     state. As there, features of more than two dimensions are flattened to (N, D) and not projected.
     Half-precision features are projected as they are, but compared in float32; Anomalib compares
-    them in half precision. A `cache` keeps the choice for these features, projection and start; it
-    serves smaller ratios too, which choose the same rows and stop earlier.
+    them in half precision. A `cache` keeps the choice for these features and generators; it serves
+    smaller ratios too, which choose the same rows and stop earlier.
 
     Raises `CoresetError` for a ratio that is not above 0 and at most 1, or that leaves no row, and
     as `greedy_coreset`.
@@ -337,22 +372,16 @@ def coreset_indices(
             "coreset_sampling_ratio: expected a share above 0 and at most 1 that leaves at least "
             f"one row of {len(features)}, got {sampling_ratio!r}"
         )
-    features, transform = features.detach(), None
-    if features.ndim == 2:
-        projection = random_projection(features).to(features.dtype)
-        if features.dtype == torch.float32:
-            transform = square_transform(projection)
-        if transform is None:
-            features = features @ projection.T
-    features = features.flatten(start_dim=1)
-    start = int(torch.randint(high=len(features), size=(1,), device=features.device))
-    size = int(len(features) * sampling_ratio)
+    features, size = features.detach(), int(len(features) * sampling_ratio)
     if cache is None or features.device.type != "cpu":
-        return greedy_coreset(features, size, start, progress, transform)
-    given = {"features": features} | ({} if transform is None else {"transform": transform})
-    key = digest_of("coreset", computing_environment(), tensors_digest(given), str(start))
+        return choose(features, size, progress)
+    # The generators decide projection and start: nothing has to be drawn to know the choice
+    given = {"features": features} | generator_states()
+    key = digest_of("coreset", computing_environment(), tensors_digest(given))
     stored = cache.get(key) or {}
-    if "chosen" not in stored or len(stored["chosen"]) < size:
-        stored = {"chosen": greedy_coreset(features, size, start, progress, transform)}
-        cache.put(key, stored)
-    return stored["chosen"][:size]
+    if "chosen" in stored and len(stored["chosen"]) >= size:
+        restore_generators(stored)
+        return stored["chosen"][:size]
+    chosen = choose(features, size, progress)
+    cache.put(key, {"chosen": chosen} | generator_states())
+    return chosen

@@ -357,7 +357,7 @@ def export_table(results: Sequence[ExportResult]) -> str:
         "Each recipe's small run, as a graph for one image after our preprocessing, beside",
     ]
     lines += ["the trainer's own scores and maps: the largest difference as a share of their range"]
-    lines += ["(1e-4 is the limit). A capsule (`ad export RUN_FOLDER`) carries all but cfm.", ""]
+    lines += ["(1e-4 is the limit). A capsule (`ad export RUN_FOLDER`) carries all of them.", ""]
     lines += ["| model | torch_export | onnx |", "|---|---|---|"]
     for name, row in sorted(by_name.items()):
         cells = [f"{'yes' if row[kind].ok else 'no'}: {row[kind].note}" for kind in FORMATS]

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMPILER', 'UTILITIES', 'StandIn', 'remove_stand_ins', 'compiler_is_loaded', 'compiled_never', 'is_compile_supported',
-           'no_graph_break', 'compiler_on_demand']
+           'no_graph_break', 'compiler_on_demand', 'function_on_demand', 'no_garbage_collection']
 
 # %% ../nbs/00aa_lazy_compiler.ipynb #6c5e8487
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ class StandIn(ModuleType):
     """A module that fetches the real one as soon as it is asked for a name that it lacks."""
 
     def __getattr__(self, name: str) -> Any:
-        # What `inspect` looks for in every module is no wish for the compiler; the search path of
+        # What `inspect` looks for in every module is no wish for the real one; the search path of
         # the package is one, for a submodule
         if name.startswith("__") and (self.__name__, name) != (COMPILER, "__path__"):
             raise AttributeError(name)
@@ -33,9 +34,9 @@ class StandIn(ModuleType):
 
 
 def remove_stand_ins() -> None:
-    """Take what stands in for the compiler out of Python's table of modules."""
-    for name in (COMPILER, UTILITIES):
-        if isinstance(sys.modules.get(name), StandIn):
+    """Take all that stand in for others out of Python's table of modules."""
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, StandIn):
             del sys.modules[name]
 
 # %% ../nbs/00aa_lazy_compiler.ipynb #9670b8ee
@@ -90,3 +91,41 @@ def compiler_on_demand() -> Iterator[None]:
         yield
     finally:
         remove_stand_ins()
+
+# %% ../nbs/00aa_lazy_compiler.ipynb #319617b3
+@contextmanager
+def function_on_demand(module: str, name: str) -> Iterator[None]:
+    """Put off the import of `module` by what runs inside and takes its function `name`.
+
+    The function imports the module when it is called. Nothing happens where it is loaded already;
+    whoever asks for another name of it gets the real one at once.
+    """
+    if module in sys.modules:
+        yield
+        return
+
+    def called(*inputs: Any, **words: Any) -> Any:
+        return getattr(import_module(module), name)(*inputs, **words)
+
+    stand_in = StandIn(module)
+    setattr(stand_in, name, called)
+    sys.modules[module] = stand_in
+    try:
+        yield
+    finally:
+        remove_stand_ins()
+
+# %% ../nbs/00aa_lazy_compiler.ipynb #7628d3be
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Let Python's collector of unreachable cycles rest while this lasts, for imports."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        # Together they make all objects old ones, at which the collector does not look next
+        gc.freeze()
+        gc.unfreeze()
+        if was_on:
+            gc.enable()

@@ -243,8 +243,11 @@ CENTRED = {"ha": "center", "va": "center", "fontsize": 9, "color": GREY}
 
 
 def short_name(path: str, width: int = 22) -> str:
-    """The last two parts of a path, cut in the middle to `width` characters a part."""
-    parts = Path(path).parts[-2:]
+    """The last two parts of a path, cut in the middle to `width` characters a part.
+
+    A folder `rgb` says nothing: sets with depth keep every image in one of that name.
+    """
+    parts = [part for part in Path(path).parts if part != "rgb"][-2:]
     return "/\n".join(
         part if len(part) <= width else f"{part[: width // 2 - 1]}…{part[-width // 2 + 1 :]}"
         for part in parts

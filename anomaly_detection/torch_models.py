@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ANOMALIB', 'INSTALL_ANOMALIB', 'PLACEHOLDERS', 'REQUIREMENTS', 'MODEL_NAMES', 'ALIASES', 'PIP_NAMES', 'EXTRA_OF',
-           'MissingPackageError', 'UnknownModelError', 'is_placeholder', 'reexported_names', 'PlaceholderLoader',
-           'AnomalibFinder', 'AnomalibHint', 'install_gateway', 'ModelRequirement', 'requirements', 'missing_package',
-           'is_installed', 'missing_packages', 'torch_model_class', 'ModelTable', 'model_table', 'WheelReport',
-           'verify_wheel', 'wheel_hash']
+           'SAMPLING', 'MissingPackageError', 'UnknownModelError', 'is_placeholder', 'reexported_names',
+           'PlaceholderLoader', 'AnomalibFinder', 'AnomalibHint', 'install_gateway', 'ModelRequirement', 'requirements',
+           'missing_package', 'is_installed', 'missing_packages', 'torch_model_class', 'ModelTable', 'model_table',
+           'WheelReport', 'verify_wheel', 'wheel_hash']
 
 # %% ../nbs/00b_torch_models.ipynb #1dc71824
 import ast
@@ -16,6 +16,7 @@ import hashlib
 import html
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,7 +28,11 @@ from types import ModuleType
 from typing import Any
 
 from .config import UserError, did_you_mean, text_table
-from .lazy_compiler import compiler_on_demand
+from anomaly_detection.lazy_compiler import (
+    compiler_on_demand,
+    function_on_demand,
+    no_garbage_collection,
+)
 
 # %% ../nbs/00b_torch_models.ipynb #222bb9b1
 ANOMALIB = "anomalib==2.7.0"
@@ -212,6 +217,8 @@ PIP_NAMES = {
     "open_clip": "'open_clip_torch<2.26.1'",
 }
 EXTRA_OF = {"open_clip": "winclip", "ftfy": "winclip", "regex": "winclip"}
+# What draws a coreset's projection; importing it takes as long as importing PyTorch
+SAMPLING = ("sklearn.utils.random", "sample_without_replacement")
 
 # %% ../nbs/00b_torch_models.ipynb #15071db6
 def requirements(name: str) -> ModelRequirement:
@@ -261,7 +268,14 @@ def torch_model_class(name: str) -> type:
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
     try:
-        with compiler_on_demand():
+        with (
+            no_garbage_collection(),
+            compiler_on_demand(),
+            function_on_demand(*SAMPLING),
+            warnings.catch_warnings(),
+        ):
+            # CFM's file takes timm's layers from where they used to be
+            warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
             module = importlib.import_module(requirement.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ..config import did_you_mean, load_config, said_keys
+from ..lazy_compiler import no_garbage_collection
 from ..torch_models import ALIASES, UnknownModelError
 
 # %% ../../nbs/01l_models.ipynb #1eb781d5
@@ -52,7 +53,8 @@ def recipe_class(name: str) -> type:
                 f"model = {name!r}: no such recipe{did_you_mean(name, [*known, *ALIASES])} "
                 f"(there are: {', '.join(known)})"
             )
-        import_module(f"anomaly_detection.models.{name}")
+        with no_garbage_collection():
+            import_module(f"anomaly_detection.models.{name}")
     return _REGISTERED[name]
 
 # %% ../../nbs/01l_models.ipynb #2f2051c8

@@ -12,22 +12,20 @@ from anomaly_detection.models import list_models, recipe_class, resolve
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Where the generated set lies."""
-    return tmp_path_factory.mktemp("images") / "demo"
-
-
-def recipes() -> list[str]:
-    """Those that see images alone."""
-    return [name for name in list_models() if not recipe_class(name).needs_xyz]
+    """Where the generated sets lie."""
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", list_models())
 def test_a_recipe_can_be_carried(name, images, tmp_path):
     recipe = recipe_class(name)
     own = (*recipe.check_words, *recipe.check_files(tmp_path))
-    words = [f"model={name}", *COMMON_WORDS, *own, "dataset=demo", "category=cap"]
-    words += [f"dataset.root={images}", f"paths.outputs={tmp_path / 'outputs'}"]
+    # One of them sees points, too
+    dataset = "demo_3d" if recipe.needs_xyz else "demo"
+    category = "biscuit" if recipe.needs_xyz else "cap"
+    words = [f"model={name}", *COMMON_WORDS, *own, f"dataset={dataset}", f"category={category}"]
+    words += [f"dataset.root={images / dataset}", f"paths.outputs={tmp_path / 'outputs'}"]
     run = run_experiment(resolve([*words, "dataset.shots=8"]).trainer())
     backbones = [word for word in own if word.startswith("paths.backbones")]
     here = ["trainer.device=cpu", *backbones]
