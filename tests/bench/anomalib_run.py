@@ -24,7 +24,7 @@ def fit(order: dict) -> dict:
     from parity.jobs import EMBEDDED_BACKBONE
     from parity.reference_run import lightning_class, use_local_weights
 
-    use_local_weights({EMBEDDED_BACKBONE: "embedded"})
+    use_local_weights({EMBEDDED_BACKBONE: "embedded"}, {})
     data = MVTecAD(
         root=order["root"],
         category="bottle",
