@@ -6,8 +6,8 @@
 __all__ = ['ANOMALIB', 'INSTALL_ANOMALIB', 'PLACEHOLDERS', 'REQUIREMENTS', 'MODEL_NAMES', 'ALIASES', 'PIP_NAMES', 'EXTRA_OF',
            'SAMPLING', 'MissingPackageError', 'UnknownModelError', 'is_placeholder', 'reexported_names',
            'PlaceholderLoader', 'AnomalibFinder', 'AnomalibHint', 'install_gateway', 'ModelRequirement', 'requirements',
-           'missing_package', 'is_installed', 'missing_packages', 'torch_model_class', 'ModelTable', 'model_table',
-           'WheelReport', 'verify_wheel', 'wheel_hash']
+           'missing_package', 'is_installed', 'missing_packages', 'torch_model_import', 'torch_model_class',
+           'ModelTable', 'model_table', 'WheelReport', 'verify_wheel', 'wheel_hash']
 
 # %% ../nbs/00b_torch_models.ipynb #1dc71824
 import ast
@@ -17,7 +17,8 @@ import html
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
@@ -262,20 +263,30 @@ def missing_packages(name: str) -> list[str]:
     ]
 
 
+@contextmanager
+def torch_model_import(module: str) -> Iterator[None]:
+    """Leave out what a first import of one of Anomalib's files does for nothing."""
+    if module in sys.modules:
+        yield
+        return
+    with (
+        no_garbage_collection(),
+        compiler_on_demand(),
+        function_on_demand(*SAMPLING),
+        warnings.catch_warnings(),
+    ):
+        # CFM's file takes timm's layers from where they used to be
+        warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
+        yield
+
+
 def torch_model_class(name: str) -> type:
     """Return the torch class of a model by name; a missing package raises `MissingPackageError`."""
     requirement = requirements(name)
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
     try:
-        with (
-            no_garbage_collection(),
-            compiler_on_demand(),
-            function_on_demand(*SAMPLING),
-            warnings.catch_warnings(),
-        ):
-            # CFM's file takes timm's layers from where they used to be
-            warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
+        with torch_model_import(requirement.module):
             module = importlib.import_module(requirement.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -191,6 +191,11 @@ def bench_second_run(bench: Bench) -> list[dict[str, Any]]:
             ["patchcore", "model.num_neighbors=5"],
             [*WIDE, "dataset.held_out=0.8"],
         ),
+        "another model, wide_resnet50_2 at random": (
+            "padim",
+            ["patchcore"],
+            [*WIDE, "dataset.held_out=0.8"],
+        ),
     }
     rows = []
     for what, (first, (second, *words), shared) in cases.items():
