@@ -210,8 +210,11 @@ def check_hashes(manifest: dict[str, Any], found: Mapping[str, str], folder: Pat
 GOLDEN_FIELDS = {"image": str, "source": str, "split": str, "label": int, "score": float}
 
 
-def check_image(path: Path) -> None:
+def check_image(path: Path) -> tuple[int, int]:
     """Refuse a file that is no image of a known format, or a huge one; no pixel is decoded.
+
+    Returns:
+        (height, width).
 
     Raises:
         CapsuleError: says what it is.
@@ -226,6 +229,7 @@ def check_image(path: Path) -> None:
         raise CapsuleError(
             f"images/{path.name}: {width} x {height} pixels, {MAX_PIXELS} at most were expected"
         )
+    return height, width
 
 
 def check_points(path: Path) -> None:
@@ -687,7 +691,7 @@ def image_members(records: Sequence[ImageRecord], points_in: Path | None) -> dic
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise CapsuleError(f"{path}: larger than {MAX_IMAGE_BYTES} bytes; choose other images")
         try:
-            check_image(path)
+            size = check_image(path)
         except CapsuleError as error:
             raise CapsuleError(f"{path}: {error}; choose other images: --images FOLDER") from None
         name = f"{row:02d}{path.suffix.lower()}"
@@ -696,8 +700,7 @@ def image_members(records: Sequence[ImageRecord], points_in: Path | None) -> dic
             continue
         members[f"images/rgb/{name}"] = path
         members[f"images/xyz/{row:02d}.tiff"] = points_in / f"{row:02d}.tiff"
-        image = load_image(str(path))
-        points = load_xyz(record.xyz_path, (image.height, image.width))
+        points = load_xyz(record.xyz_path, size)
         tifffile.imwrite(points_in / f"{row:02d}.tiff", points, photometric="rgb")
     return members
 

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SOCKET_METHODS', 'COMMON_WORDS', 'TOLERANCE', 'CHECKS', 'CheckFailure', 'CheckResult', 'CheckReport',
            'ConformanceError', 'relative_difference', 'difference', 'same_bits', 'state_digest', 'random_digest',
-           'closed_network', 'defective', 'cap_picture', 'CheckImages', 'write_record', 'make_images', 'KillProcess',
-           'NoteStart', 'run_in_child', 'or_error', 'run_orders', 'launch', 'launcher', 'start_process', 'Bench',
-           'require', 'check_fit_predict', 'check_same_seed', 'check_saved_and_loaded', 'check_resumed_after_kill',
-           'check_batch_and_order', 'check_eval_keeps_state', 'check_no_network', 'refused', 'check_corrupt_image',
-           'check_empty_list', 'check_unknown_argument', 'changed_checkpoint', 'check_wrong_checkpoint',
-           'check_one_channel', 'check_non_square', 'check_single_image', 'check_map_declared', 'check_planted_defect',
-           'outcome_of', 'unknown_exceptions', 'run_checks', 'check_trainer', 'table_text', 'write_conformance_table']
+           'closed_network', 'defective', 'cap_picture', 'CheckImages', 'write_record', 'make_images', 'varied_images',
+           'KillProcess', 'NoteStart', 'run_in_child', 'or_error', 'run_orders', 'launch', 'launcher', 'start_process',
+           'Bench', 'require', 'check_fit_predict', 'check_same_seed', 'check_saved_and_loaded',
+           'check_resumed_after_kill', 'check_batch_and_order', 'check_eval_keeps_state', 'check_no_network', 'refused',
+           'check_corrupt_image', 'check_empty_list', 'check_unknown_argument', 'changed_checkpoint',
+           'check_wrong_checkpoint', 'check_one_channel', 'check_non_square', 'check_single_image',
+           'check_map_declared', 'check_planted_defect', 'outcome_of', 'unknown_exceptions', 'run_checks',
+           'check_trainer', 'table_text', 'write_conformance_table']
 
 # %% ../nbs/01m_checks.ipynb #b783da2d
 import hashlib
@@ -48,7 +49,7 @@ from anomaly_detection.config import (
     did_you_mean,
     text_table,
 )
-from .dataloader import seed_everything
+from .dataloader import make_loader, seed_everything
 from .datasets import DatasetError, ImageRecord
 from .demo_data import draw_demo_image
 from .hooks import Hook
@@ -261,6 +262,37 @@ def make_images(folder: Path, with_xyz: bool = False) -> CheckImages:
     broken = Path(records["corrupt"][0].image_path)
     broken.write_bytes(broken.read_bytes()[:2000])
     return CheckImages(**records)
+
+# %% ../nbs/01m_checks.ipynb #b636cb0f
+def varied_images(
+    trainer: BaseTrainer, records: Sequence[ImageRecord], steps: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield batches of images for a trainer's network, the same ones every time: half of them from
+    `records`, half squares of scikit-learn's two photographs.
+    """
+    from sklearn.datasets import load_sample_images
+
+    generator = torch.Generator().manual_seed(0)
+    transform = trainer.input_transform()
+    own = torch.cat([batch.image for batch in make_loader(records, transform)])
+    photographs = [
+        torch.from_numpy(photograph.copy()).permute(2, 0, 1) / 255
+        for photograph in load_sample_images().images
+    ]
+
+    def draw(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=generator))
+
+    for _ in range(steps):
+        images = [own[draw(len(own))] for _ in range(batch_size // 2)]
+        while len(images) < batch_size:
+            photograph = photographs[draw(len(photographs))]
+            height, width = photograph.shape[1:]
+            side = transform.image_size[0] + draw(height - transform.image_size[0] + 1)
+            top, left = draw(height - side + 1), draw(width - side + 1)
+            square = photograph[:, top : top + side, left : left + side]
+            images.append(transform.image(square))
+        yield torch.stack(images)
 
 # %% ../nbs/01m_checks.ipynb #36d0257a
 class KillProcess(Hook):

@@ -16,6 +16,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,8 @@ DEMO_WORDS = (
 
 def run_words(words: Sequence[str]) -> Any:
     """Run the experiment of some words; returns its run."""
-    with no_garbage_collection():
-        from anomaly_detection.evaluator import run_experiment
-        from anomaly_detection.models import resolve
+    from anomaly_detection.evaluator import run_experiment
+    from anomaly_detection.models import resolve
 
     return run_experiment(resolve(words).trainer())
 
@@ -199,10 +199,9 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score a run folder again."""
-    with no_garbage_collection():
-        from anomaly_detection.checkpoint import checkpoint_info
-        from anomaly_detection.evaluator import evaluate_again
-        from anomaly_detection.models import create_trainer
+    from anomaly_detection.checkpoint import checkpoint_info
+    from anomaly_detection.evaluator import evaluate_again
+    from anomaly_detection.models import create_trainer
 
     name = checkpoint_info(Path(options.run_folder) / "checkpoint")["model"]
     before, run = evaluate_again(create_trainer(name, options.words), options.run_folder)
@@ -216,10 +215,9 @@ def predict(options: argparse.Namespace) -> int:
 
     from tqdm.auto import tqdm
 
-    with no_garbage_collection():
-        from anomaly_detection.capsule import open_judge, predict_pieces, readable
-        from anomaly_detection.datasets import unlabelled_records
-        from anomaly_detection.distributed import world
+    from anomaly_detection.capsule import open_judge, predict_pieces, readable
+    from anomaly_detection.datasets import unlabelled_records
+    from anomaly_detection.distributed import world
 
     images, problems = Path(options.image_folder), []
     with open_judge(options.run_folder, options.words) as judge:
@@ -494,6 +492,10 @@ SHARED_COMMANDS = ("train", "demo", "evaluate", "predict")
 
 def in_all_processes(options: argparse.Namespace) -> int:
     """Run a command, in each of the processes that `torchrun` started; rank 0 alone prints."""
+    if options.command in SHARED_COMMANDS:
+        # They all need PyTorch
+        with no_garbage_collection():
+            import_module("anomaly_detection.evaluator")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return options.action_function(options)
     if options.command not in SHARED_COMMANDS:

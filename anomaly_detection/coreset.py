@@ -25,6 +25,7 @@ from anomaly_detection.cache import (
     digest_of,
     tensors_digest,
 )
+from .checkpoint import random_state, set_random_state
 from .config import UserError
 from .torch_models import install_gateway
 
@@ -327,20 +328,21 @@ def choose(features: torch.Tensor, size: int, progress: bool) -> torch.Tensor:
 # %% ../nbs/01j_coreset.ipynb #77f2d0b2
 def generator_states() -> dict[str, torch.Tensor]:
     """The state of the global generators of torch, on the CPU, and numpy."""
-    _, keys, *numbers = np.random.get_state()
+    state = random_state()
+    _, keys, *numbers = state["numpy"]
     return {
-        "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+        "torch": state["torch"],
+        "numpy_keys": keys,
         "numpy_numbers": torch.tensor(numbers, dtype=torch.float64),
     }
 
 
 def restore_generators(states: Mapping[str, torch.Tensor]) -> None:
     """Put the generators into a state that `generator_states` returned."""
-    torch.set_rng_state(states["torch"])
+    state = random_state()
     position, has_gauss, cached = states["numpy_numbers"].tolist()
-    keys = states["numpy_keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+    numpy = [state["numpy"][0], states["numpy_keys"], int(position), int(has_gauss), cached]
+    set_random_state(state | {"torch": states["torch"], "numpy": numpy})
 
 # %% ../nbs/01j_coreset.ipynb #691d53a9
 def coreset_indices(

@@ -6,8 +6,8 @@
 __all__ = ['ANOMALIB', 'INSTALL_ANOMALIB', 'PLACEHOLDERS', 'REQUIREMENTS', 'MODEL_NAMES', 'ALIASES', 'PIP_NAMES', 'EXTRA_OF',
            'SAMPLING', 'MissingPackageError', 'UnknownModelError', 'is_placeholder', 'reexported_names',
            'PlaceholderLoader', 'AnomalibFinder', 'AnomalibHint', 'install_gateway', 'ModelRequirement', 'requirements',
-           'missing_package', 'is_installed', 'missing_packages', 'torch_model_import', 'torch_model_class',
-           'ModelTable', 'model_table', 'WheelReport', 'verify_wheel', 'wheel_hash']
+           'missing_package', 'is_installed', 'missing_packages', 'first_import', 'torch_model_class', 'ModelTable',
+           'model_table', 'WheelReport', 'verify_wheel', 'wheel_hash']
 
 # %% ../nbs/00b_torch_models.ipynb #1dc71824
 import ast
@@ -17,8 +17,7 @@ import html
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
@@ -263,12 +262,8 @@ def missing_packages(name: str) -> list[str]:
     ]
 
 
-@contextmanager
-def torch_model_import(module: str) -> Iterator[None]:
-    """Leave out what a first import of one of Anomalib's files does for nothing."""
-    if module in sys.modules:
-        yield
-        return
+def first_import(module: str) -> None:
+    """Import one of Anomalib's files, without what its imports do for nothing."""
     with (
         no_garbage_collection(),
         compiler_on_demand(),
@@ -277,7 +272,7 @@ def torch_model_import(module: str) -> Iterator[None]:
     ):
         # CFM's file takes timm's layers from where they used to be
         warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
-        yield
+        importlib.import_module(module)
 
 
 def torch_model_class(name: str) -> type:
@@ -285,13 +280,13 @@ def torch_model_class(name: str) -> type:
     requirement = requirements(name)
     for package in missing_packages(name):
         raise missing_package(package, requirement.name)
-    try:
-        with torch_model_import(requirement.module):
-            module = importlib.import_module(requirement.module)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        raise missing_package(package, requirement.name) from error
-    return getattr(module, requirement.class_name)
+    if requirement.module not in sys.modules:
+        try:
+            first_import(requirement.module)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            raise missing_package(package, requirement.name) from error
+    return getattr(sys.modules[requirement.module], requirement.class_name)
 
 # %% ../nbs/00b_torch_models.ipynb #e493a96d
 class ModelTable(list[ModelRequirement]):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'UPPER', 'LOWER', 'STAGES', 'STAND_IN', 'UniNetConfig', 'weighted_decision', 'UniNetTrainer', 'Imitation',
-           'distil_resnet', 'CarryTeachers']
+           'distill_resnet', 'CarryTeachers']
 
 # %% ../../nbs/19_uninet.ipynb #0f314268
 from collections.abc import Iterable
@@ -215,7 +215,7 @@ class Imitation(nn.Module):
 STAND_IN = "both teachers imitate EfficientNet-Lite0; the weights that the paper means were not had"
 
 
-def distil_resnet(
+def distill_resnet(
     batches: Iterable[Tensor],
     backbone: str = "resnet50",
     seed: int = 0,
@@ -259,7 +259,7 @@ class CarryTeachers(Hook):
     """Gives both teachers these weights when a fit begins that was built with random ones.
 
     Args:
-        tensors: what `distil_resnet` returned.
+        tensors: what `distill_resnet` returned.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

@@ -7,16 +7,14 @@ import pytest
 from anomaly_detection.demo_data import make_demo_category
 from tests.bench.report import Bench, bench_model
 
-from .harness import find_environment
-
 pytestmark = pytest.mark.parity
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
-def test_both_sides_run_and_are_compared(name: str, tmp_path: Path, monkeypatch) -> None:
-    if find_environment() is None:
-        pytest.skip("no second environment: run python tests/parity/make_environment.py")
+def test_both_sides_run_and_are_compared(
+    name: str, environment: Path, tmp_path: Path, monkeypatch
+) -> None:
     made = make_demo_category(tmp_path, "cap", train_count=8, good_count=2, defect_count=1)
     (tmp_path / "mvtec").mkdir()
     made.rename(tmp_path / "mvtec" / "bottle")

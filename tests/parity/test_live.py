@@ -4,20 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Comparison, compare, find_environment, run_product, run_reference
+from .harness import Comparison, compare, run_product, run_reference
 from .product_run import initial_weights
 from .settings import MODELS, real_job
 
 pytestmark = pytest.mark.parity
-
-
-@pytest.fixture(scope="module")
-def environment() -> Path:
-    """The second environment, or a visible skip."""
-    folder = find_environment()
-    if folder is None:
-        pytest.skip("no second environment: run python tests/parity/make_environment.py")
-    return folder
 
 
 def both_sides(name: str, category: Path, environment: Path, every: int) -> tuple[Comparison, dict]:

@@ -5,20 +5,18 @@ cannot have it, its network has seeded random weights, and the figures say nothi
 UniNet and DSR learn nothing behind random ones; theirs are made in little, as in their notebooks.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from sklearn.datasets import load_sample_images
 
+from anomaly_detection.checks import varied_images
 from anomaly_detection.datasets import ImageRecord, open_dataset
 from anomaly_detection.hooks import Hook
 from anomaly_detection.models import create_trainer
 from anomaly_detection.models.dsr import load_discrete_model, train_discrete_model
-from anomaly_detection.models.uninet import CarryTeachers, distil_resnet
+from anomaly_detection.models.uninet import CarryTeachers, distill_resnet
 
 # The words of each, and one of how many training images is used
 DINO = "vit_small_patch14_reg4_dinov2"
@@ -121,37 +119,10 @@ RECIPES = {
 HALVED = ("dinomaly", "foundad", "general_ad", "inp_former", "l2bt")
 
 
-def varied_images(
-    trainer: Any, records: list[ImageRecord], steps: int, batch_size: int
-) -> Iterator[torch.Tensor]:
-    """Yield batches: half training images, half squares of scikit-learn's two photographs."""
-    generator = torch.Generator().manual_seed(0)
-    transform = trainer.input_transform()
-    own = torch.cat([batch.image for batch in trainer.loader(records, 8)])
-    photographs = [
-        torch.from_numpy(photograph.copy()).permute(2, 0, 1) / 255
-        for photograph in load_sample_images().images
-    ]
-
-    def draw(limit: int) -> int:
-        return int(torch.randint(limit, (1,), generator=generator))
-
-    for _ in range(steps):
-        images = [own[draw(len(own))] for _ in range(batch_size // 2)]
-        while len(images) < batch_size:
-            photograph = photographs[draw(len(photographs))]
-            height, width = photograph.shape[1:]
-            side = transform.image_size[0] + draw(height - transform.image_size[0] + 1)
-            top, left = draw(height - side + 1), draw(width - side + 1)
-            square = photograph[:, top : top + side, left : left + side]
-            images.append(transform.image(square))
-        yield torch.stack(images)
-
-
 def make_weights(trainer: Any, train: list[ImageRecord], folder: Path) -> list[Hook]:
     """Make what a recipe lacks, load it into its built model, and return what a fit needs of it."""
     if trainer.name == "uninet":
-        tensors, _ = distil_resnet(varied_images(trainer, train, 200, 16))
+        tensors, _ = distill_resnet(varied_images(trainer, train, 200, 16))
         carry = CarryTeachers(tensors)
         carry.load(trainer.model)
         return [carry]
