@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -65,6 +66,9 @@ def session(device: str = "auto") -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world().shared:
         yield world()
         return
+    # Its functions have the group of all processes as a default argument. Imported inside, as the
+    # compiler does, it would hold the group, and its threads, until the interpreter is taken down
+    import_module("torch.distributed.nn.functional")
     cuda = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

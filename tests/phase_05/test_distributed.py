@@ -140,6 +140,24 @@ def test_torchrun_starts_the_command(tmp_path):
     assert refused.returncode != 0 and "workers=N" in refused.stderr
 
 
+LEAVES_NO_THREAD = """
+from pathlib import Path
+from anomaly_detection.distributed import gather, session
+
+with session("cpu"):
+    gather(None)
+    import torch._dynamo  # PyTorch's modules imported in here take the group as a default argument
+names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+assert not {name for name in names if "gloo" in name}, names
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed by Linux")
+def test_no_thread_of_the_process_group_outlives_the_session():
+    """One that did could abort the process, when Python ends around it."""
+    run(*TWO, "--no-python", sys.executable, "-c", LEAVES_NO_THREAD)
+
+
 def test_a_recipe_that_cannot_share_batches_says_so(tmp_path):
     bench = Bench("cflow", tmp_path)
     with (
