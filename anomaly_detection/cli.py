@@ -10,8 +10,10 @@ __all__ = ['DEMO_WORDS', 'WORDS_HELP', 'NO_MEMORY', 'NO_ROOM', 'SHARED_COMMANDS'
 
 # %% ../nbs/60_cli.ipynb #ca5356d3
 import argparse
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import sys
 import textwrap
@@ -526,6 +528,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Python looks for cycles among all objects once more when it ends: most of a second for those
+    # of PyTorch, which the system frees anyway
+    atexit.register(gc.freeze)
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse has no place for words that stand behind an option
