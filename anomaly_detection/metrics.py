@@ -296,15 +296,15 @@ def region_weights(masks: np.ndarray) -> tuple[np.ndarray, int]:
 
     Regions are 8-connected and never span two images; the weights sum to the number of regions.
     """
-    from scipy import ndimage
+    import cv2
 
-    within_image = np.zeros((3, 3, 3), bool)
-    within_image[1] = True
-    defective = masks[masks.any(axis=(1, 2))]
-    regions, count = ndimage.label(defective, within_image)
-    region_of_pixel = regions[defective]
-    area = np.bincount(region_of_pixel, minlength=count + 1)
-    return 1.0 / area[region_of_pixel], int(count)
+    weights, count = [np.zeros(0)], 0
+    for mask in masks[masks.any(axis=(1, 2))]:
+        labels, region = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        region_of_pixel = region[mask]
+        weights.append(1.0 / np.bincount(region_of_pixel)[region_of_pixel])
+        count += labels - 1  # the first is the background
+    return np.concatenate(weights), count
 
 # %% ../nbs/01d_metrics.ipynb #68d1c65b
 class PixelSweep:
