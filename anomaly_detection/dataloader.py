@@ -122,18 +122,18 @@ class Batch:
         return [(name, value) for name, value in values if isinstance(value, torch.Tensor)]
 
 # %% ../nbs/01c_dataloader.ipynb #9390ea38
-def file_key(path: str, *about: str) -> str | None:
+def file_key(path: str, cache: TensorCache, *about: str) -> str | None:
     """Return the cache's key for what is made of a file; None where it cannot be read."""
     try:
-        content = content_digest(path)
+        content = content_digest(path, cache)
     except OSError:
         return None  # reading it says what is wrong
     return digest_of(*about, computing_environment(), content)
 
 
-def image_key(record: ImageRecord, transform: Transform) -> str | None:
+def image_key(record: ImageRecord, transform: Transform, cache: TensorCache) -> str | None:
     """Return the cache's key for a record's transformed image, None where it cannot be read."""
-    return file_key(record.image_path, "image", repr(transform))
+    return file_key(record.image_path, cache, "image", repr(transform))
 
 
 def transformed_image(
@@ -162,7 +162,7 @@ def transformed_mask(
         return torch.zeros(transform.output_size, dtype=torch.bool)
     key = None
     if cache is not None and record.label == 1 and record.mask_path is not None:
-        key = file_key(record.mask_path, "mask", repr(transform), str(tuple(size)))
+        key = file_key(record.mask_path, cache, "mask", repr(transform), str(tuple(size)))
     stored = cache.get(key) if key is not None else None
     if stored is not None and "mask" in stored:
         return stored["mask"]
@@ -189,7 +189,7 @@ def load_record(
     `with_xyz` reads its points if it has any. Raises `DatasetError` with the path of a file that
     cannot be used.
     """
-    key = None if cache is None else image_key(record, transform)
+    key = None if cache is None else image_key(record, transform, cache)
     image, size = transformed_image(record, transform, cache, key)
     mask = transformed_mask(record, size, transform, cache)
     known = mask is not None
