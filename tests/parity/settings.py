@@ -335,9 +335,10 @@ MODELS: dict[str, Settings] = {
     "reverse_distillation": Settings(
         {"backbone": "resnet18"},
         job={"max_epochs": 2, "batch_size": 4},
-        # Adam's steps amplify rounding: after two of them losses differ by 3e-4 between processors
+        # Adam's steps amplify rounding: after two of them losses differ by 3e-4 between processors,
+        # after one scores by up to 1.05e-2 (AVX-512 and AVX2)
         small={"image_size": [64, 64], "batch_size": 12, "max_steps": 1},
-        recorded_bar=1e-2,
+        recorded_bar=3e-2,
         real={"image_size": [128, 128]},
         weights={"resnet18": "random"},
     ),
