@@ -374,8 +374,10 @@ Each ratio is ours over Anomalib 2.7.0's, the median of pairs of runs that ran o
 on the same machine, with the same images, backbone (EfficientNet-Lite0) and settings. A whole
 process is measured where nothing else is said: imports, fit, prediction, metrics, files. Seconds
 are medians too, and of this machine only. A first run starts with an empty cache and fills it. In
-the rows of second runs, of runs side by side and of sweeps the other side is our own. Memory is
-that of the whole program: a process and what its loader workers have for themselves.
+the rows of second runs, of runs side by side and of sweeps the other side is our own. A second run
+saves reading and the backbone's work; start-up (2 s here) and a coreset that only the second model
+needs remain, and weigh the more the smaller the backbone is. Memory is that of the whole program: a
+process and what its loader workers have for themselves.
 
 `python -m tests.bench.growth` measures how time and memory grow with the number and size of images:
 
