@@ -35,6 +35,7 @@ from anomaly_detection.config import (
     atomic_path,
     default_path,
     did_you_mean,
+    file_state,
     sha256_of,
     text_table,
 )
@@ -230,15 +231,14 @@ def save_manifest(manifest: Manifest, path: str | Path) -> Path:
 
 # %% ../nbs/00a_backbones.ipynb #c8ebe81c
 @lru_cache(maxsize=512)
-def hash_of_version(path: str, size: int, changed: int) -> str:
-    """Return the sha256 of a file; it is remembered for this size and time of change."""
+def hash_of_version(path: str, state: tuple[int, ...]) -> str:
+    """Return the sha256 of a file; it is remembered for this state of it."""
     return sha256_of(path)
 
 
 def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file as hex digits."""
-    found = os.stat(path)
-    return hash_of_version(str(Path(path).resolve()), found.st_size, found.st_mtime_ns)
+    return hash_of_version(str(Path(path).resolve()), file_state(path))
 
 # %% ../nbs/00a_backbones.ipynb #c266259c
 def safetensors_problem(path: Path) -> str | None:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import sha256_of
+from .config import file_state, sha256_of
 
 # %% ../nbs/00d_cache.ipynb #69b447c0
 def digest_of(*parts: str) -> str:
@@ -90,8 +90,8 @@ class TensorCache:
         """Where the entry of a key lies."""
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """Return the tensors that were put under a key, or None."""
+    def get(self, key: str, *names: str) -> dict[str, Tensor] | None:
+        """Return the tensors that were put under a key, or None: nothing, or not all of `names`."""
         path = self.path(key)
         try:
             tensors = load_file(path)
@@ -100,7 +100,8 @@ class TensorCache:
             return None
         with suppress(OSError):  # of a cache that may only be read, or just gone
             os.utime(path)
-        return tensors
+        # An entry that holds something else is not believed
+        return tensors if tensors.keys() >= set(names) else None
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under a key; without room or right to write, nothing happens."""
@@ -173,10 +174,10 @@ LONGEST_STEP_NS = 2 * 10**9
 
 @lru_cache(maxsize=100_000)
 def _digest_in_state(path: str, state: tuple[int, ...], cache: TensorCache) -> str:
-    """Return the hash of a file in a state: size, inode, times of two changes in nanoseconds."""
+    """Return the hash of a file in a state, which ends with the times of its changes."""
     key = digest_of("state", path, str(state))
-    stored = cache.get(key)
-    if stored is not None and "digest" in stored:
+    stored = cache.get(key, "digest")
+    if stored is not None:
         return bytes(stored["digest"].tolist()).hex()
     digest = sha256_of(path)[:40]
     if time.time_ns() - max(state[2:]) > LONGEST_STEP_NS:
@@ -188,6 +189,4 @@ def content_digest(path: str | Path, cache: TensorCache) -> str:
     """Return a hash (40 hexadecimal digits) of a file's bytes, of which the cache remembers that of
     an unchanged file; raises OSError where it cannot be read.
     """
-    found = os.stat(path)
-    state = (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-    return _digest_in_state(os.path.abspath(path), state, cache)
+    return _digest_in_state(os.path.abspath(path), file_state(path), cache)

@@ -380,8 +380,8 @@ def coreset_indices(
     # The generators decide projection and start: nothing has to be drawn to know the choice
     given = {"features": features} | generator_states()
     key = digest_of("coreset", computing_environment(), tensors_digest(given))
-    stored = cache.get(key) or {}
-    if "chosen" in stored and len(stored["chosen"]) >= size:
+    stored = cache.get(key, "chosen")
+    if stored is not None and len(stored["chosen"]) >= size:
         restore_generators(stored)
         return stored["chosen"][:size]
     chosen = choose(features, size, progress)

@@ -140,8 +140,8 @@ def transformed_image(
     record: ImageRecord, transform: Transform, cache: TensorCache | None, key: str | None
 ) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return a record's image (3, h, w), transformed, and the (height, width) of its file."""
-    stored = cache.get(key) if cache is not None and key is not None else None
-    if stored is not None and {"image", "size"} <= set(stored):
+    stored = cache.get(key, "image", "size") if cache is not None and key is not None else None
+    if stored is not None:
         return stored["image"], tuple(stored["size"].tolist())
     image = load_image(record.image_path)
     size = (image.height, image.width)
@@ -153,26 +153,22 @@ def transformed_image(
 
 def transformed_mask(
     record: ImageRecord, size: tuple[int, int], transform: Transform, cache: TensorCache | None
-) -> torch.Tensor | None:
-    """Return a record's mask (h, w), bool, transformed, or None if unknown; `size` is the (height,
-    width) of its image's file.
+) -> tuple[torch.Tensor, bool]:
+    """Return a record's mask (h, w), bool, transformed, and whether it is known; it is empty where
+    it is not. `size` is the (height, width) of the image's file.
     """
-    if record.label == 0:
-        # The mask of a normal image is empty at any size
-        return torch.zeros(transform.output_size, dtype=torch.bool)
-    key = None
-    if cache is not None and record.label == 1 and record.mask_path is not None:
-        key = file_key(record.mask_path, cache, "mask", repr(transform), str(tuple(size)))
-    stored = cache.get(key) if key is not None else None
-    if stored is not None and "mask" in stored:
-        return stored["mask"]
-    mask = load_mask(record, size)
-    if mask is None:
-        return None
-    tensor = transform.mask(mask)
+    if record.label != 1 or record.mask_path is None:
+        # The mask of a normal image is known, and empty at any size
+        return torch.zeros(transform.output_size, dtype=torch.bool), record.label == 0
+    about = ("mask", repr(transform), str(tuple(size)))
+    key = None if cache is None else file_key(record.mask_path, cache, *about)
+    stored = None if key is None else cache.get(key, "mask")
+    if stored is not None:
+        return stored["mask"], True
+    mask = transform.mask(load_mask(record, size))
     if key is not None:
-        cache.put(key, {"mask": tensor})
-    return tensor
+        cache.put(key, {"mask": mask})
+    return mask, True
 
 
 def load_record(
@@ -191,10 +187,7 @@ def load_record(
     """
     key = None if cache is None else image_key(record, transform, cache)
     image, size = transformed_image(record, transform, cache, key)
-    mask = transformed_mask(record, size, transform, cache)
-    known = mask is not None
-    if mask is None:
-        mask = torch.zeros(transform.output_size, dtype=torch.bool)
+    mask, known = transformed_mask(record, size, transform, cache)
     xyz = None
     if with_xyz and record.xyz_path is not None:
         xyz = transform.xyz(load_xyz(record.xyz_path, size))[None]

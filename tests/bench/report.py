@@ -85,7 +85,8 @@ class Bench:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(0)
-            save_file(timm.create_model(WIDE).state_dict(), path)
+            with atomic_path(path) as temporary:
+                save_file(timm.create_model(WIDE).state_dict(), temporary)
         return path
 
     def anomalib(self, **order: Any) -> Callable[[], Callable[[], Measured]]:

@@ -394,9 +394,10 @@ def test_a_data_set_goes_to_the_folder_of_data_sets(workplace: Path) -> None:
     assert not Path("backbones").exists()
 
 
-@pytest.mark.parametrize("member", ["../outside.pth", "/tmp/outside.pth", "pack/../../outside.pth"])
+@pytest.mark.parametrize("member", ["../outside.pth", "{}/outside.pth", "pack/../../outside.pth"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_an_archive_cannot_leave_its_folder(tmp_path: Path, member: str, kind: str) -> None:
+    member = member.format(tmp_path)
     payload = tmp_path / "payload"
     payload.write_text("x")
     archive = tmp_path / f"evil.{kind}"
@@ -406,8 +407,11 @@ def test_an_archive_cannot_leave_its_folder(tmp_path: Path, member: str, kind: s
             opened.filelist[0].filename = member
     else:
         with tarfile.open(archive, "w") as opened:
-            opened.add(payload, member)
-            opened.members[0].name = member
+            # `add` would take the slash from the beginning of an absolute path
+            info = opened.gettarinfo(payload)
+            info.name = member
+            with payload.open("rb") as stream:
+                opened.addfile(info, stream)
     folder = tmp_path / "deep" / "backbones"
     before = sorted(tmp_path.rglob("*"))
     try:
@@ -415,7 +419,7 @@ def test_an_archive_cannot_leave_its_folder(tmp_path: Path, member: str, kind: s
     except FetchError:
         assert not folder.exists() or list(folder.iterdir()) == []
     outside = [path for path in tmp_path.rglob("outside.pth") if folder not in path.parents]
-    assert outside == [] and before and not Path("/tmp/outside.pth").exists()
+    assert outside == [] and before
 
 
 def test_a_symbolic_link_out_of_an_archive_is_refused(tmp_path: Path) -> None:
