@@ -332,7 +332,7 @@ def schema_fields(schema: type, prefix: str = "") -> dict[str, Field]:
 
 def unknown_key(item: Assignment, known: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, with the nearest one that does."""
-    known = list(known)
+    known = [*known, *SHORT_KEYS]
     leaf = item.key.rpartition(".")[2]
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     hint = f"; did you mean '{same_leaf[0]}'?" if same_leaf else did_you_mean(item.key, known)

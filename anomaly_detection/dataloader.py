@@ -73,12 +73,16 @@ def load_mask(record: ImageRecord, size: tuple[int, int]) -> np.ndarray | None:
             grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
             values = np.asarray(image if grey else image.convert("RGB"))
     except Exception as error:
-        raise DatasetError(f"cannot read the mask {record.mask_path}: {error}") from error
+        raise DatasetError(
+            f"cannot read the mask {record.mask_path}: {error}; restore it, or take its image "
+            f"{record.image_path} out of the data set"
+        ) from error
     mask = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
     if mask.shape != tuple(size):
         raise DatasetError(
             f"the mask {record.mask_path} is {mask.shape[0]} x {mask.shape[1]} (height x width), "
-            f"its image {record.image_path} is {size[0]} x {size[1]}; they must be equal"
+            f"its image {record.image_path} is {size[0]} x {size[1]}; they must be equal: "
+            "save the mask in the image's size"
         )
     return mask
 
